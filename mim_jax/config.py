@@ -1,0 +1,208 @@
+"""Configs: complete typed defaults, loading of config files, and refusal of everything misspelt.
+
+A config file starts from `default_config(method=...)`, which holds every key a run reads, so a misspelt key fails where it
+is written. `resolve` does the same for plain dicts.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import inspect
+import json
+import pathlib
+import pkgutil
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
+
+from mim_jax.contract import Objective
+from mim_jax.errors import ConfigError
+
+# Sizes that may be one number or a (height, width) pair.
+_NUMBER_OR_PAIR = ("image_size", "patch_size", "mask_patch_size")
+
+
+def objective_names(kind: str) -> list[str]:
+    """Names of all methods (`kind="method"`) or tasks (`kind="task"`), which are the names of their modules."""
+    package = importlib.import_module(f"mim_jax.{kind}s")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def objective_class(*, method: str | None = None, task: str | None = None) -> type[Objective]:
+    """The one `Objective` subclass defined in `mim_jax/methods/<method>.py` or `mim_jax/tasks/<task>.py`.
+
+    Raises:
+      ConfigError: not exactly one of the two is given, or there is no such module.
+    """
+    if bool(method) == bool(task):
+        raise ConfigError(f"A config names either a method or a task; it has method={method!r} and task={task!r}.")
+    kind, name = ("method", method) if method else ("task", task)
+    names = objective_names(kind)
+    if name not in names:
+        raise ConfigError(f"There is no {kind} {name!r}{_nearest(name, names)}; known: {', '.join(names)}.")
+    module = importlib.import_module(f"mim_jax.{kind}s.{name}")
+    found = [
+        value
+        for key, value in vars(module).items()
+        if inspect.isclass(value)
+        and issubclass(value, Objective)
+        and value.__module__ == module.__name__
+        and not key.startswith("_")
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module.__name__} must define exactly one public Objective subclass, not {len(found)}.")
+    return found[0]
+
+
+def default_config(*, method: str | None = None, task: str | None = None) -> ConfigDict:
+    """Every key a run of this method or task reads, typed and locked, with its default."""
+    from mim_jax import data, evaluation, training
+    from mim_jax.layers.compute import Compute
+
+    config = ConfigDict(dict(method=method or "", task=task or "", seed=0, image_size=224, channels=3))
+    sections = (
+        training.default_config(),
+        ConfigDict(dict(compute=Compute.default_config(), data=data.default_config())),
+        ConfigDict(dict(evaluation=evaluation.default_config())),
+        objective_class(method=method, task=task).default_config(),
+    )
+    for section in sections:
+        for key, value in section.items(preserve_field_references=True):
+            config[key] = value
+    return config.lock()
+
+
+def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
+    """A complete config: the given keys over the defaults of its method or task.
+
+    Raises:
+      ConfigError: a key is unknown (the nearest one is named) or has a value of the wrong type.
+    """
+    given = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    complete = default_config(method=given.get("method") or None, task=given.get("task") or None)
+    _merge(complete, given, "")
+    return complete
+
+
+def create(config: ConfigDict | Mapping[str, Any]) -> Objective:
+    """The objective a config describes; raises ConfigError before anything is compiled if it cannot be built."""
+    config = resolve(config)
+    cls = objective_class(method=config.method or None, task=config.task or None)
+    return cls(FrozenConfigDict(config))
+
+
+def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Runs `get_config(arg)` of a config file and applies overrides.
+
+    Args:
+      path: a Python file, optionally followed by `:arg`; or a run's `config.json`.
+      overrides: values by dotted name, `{"model.depth": 2}`.
+
+    Raises:
+      ConfigError: the file is missing or broken, or an override names no key or has the wrong type.
+    """
+    file, _, arg = str(path).partition(":")
+    if not pathlib.Path(file).is_file():
+        raise ConfigError(f"There is no config file {file!r}.")
+    if file.endswith(".json"):
+        config = resolve(json.loads(pathlib.Path(file).read_text()))
+    else:
+        config = _run_config_file(file, arg)
+    for name, value in (overrides or {}).items():
+        override(config, name, value)
+    return config
+
+
+def override(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets the key of dotted `name`; raises ConfigError naming the nearest key if there is none."""
+    nested = value
+    for part in reversed(name.split(".")):
+        nested = {part: nested}
+    _merge(config, nested, "")
+
+
+def parse_value(config: ConfigDict, name: str, text: str) -> Any:
+    """The value a command line's `--config.<name>=<text>` stands for: a Python literal, or the text itself for strings."""
+    section, _, key = name.rpartition(".")
+    with contextlib.suppress(KeyError, AttributeError):
+        parent = config[section] if section else config
+        if isinstance(parent, ConfigDict) and parent.get_type(key) is str and text != "None":
+            return text
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def importable_configs(file: str) -> contextlib.AbstractContextManager[None]:
+    """Makes `from configs import common` work inside `file` from any working directory."""
+    return _on_path(str(pathlib.Path(file).resolve().parent.parent))
+
+
+def _run_config_file(file: str, arg: str) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location(f"_mim_jax_config_{pathlib.Path(file).stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        with importable_configs(file):
+            spec.loader.exec_module(module)
+            return resolve(module.get_config(arg) if arg else module.get_config())
+    except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
+        raise ConfigError(f"Config file {file!r} cannot be read: {error}") from error
+
+
+@contextlib.contextmanager
+def _on_path(folder: str) -> Iterator[None]:
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _merge(config: ConfigDict, given: Mapping[str, Any], prefix: str) -> None:
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        if key not in config:
+            raise ConfigError(f"There is no config key {name!r}{_nearest(name, _names(config, prefix))}.")
+        if isinstance(config[key], ConfigDict):
+            if not isinstance(value, Mapping | ConfigDict):
+                raise ConfigError(f"{name} is a section; set one of {', '.join(_names(config[key], name + '.'))}.")
+            _merge(config[key], value, f"{name}.")
+        else:
+            _assign(config, key, name, value)
+
+
+def _assign(config: ConfigDict, key: str, name: str, value: Any) -> None:
+    expected = config.get_type(key)
+    if isinstance(value, list):
+        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    # Keys that may be switched off are field references with a type of their own (see mim_jax/fields.py).
+    may_be_none = isinstance(dict(config.items(preserve_field_references=True))[key], FieldReference)
+    pair = key in _NUMBER_OR_PAIR and isinstance(value, int | tuple) and not isinstance(value, bool)
+    fits = pair or type(value) is expected or (expected is float and type(value) is int)
+    if not (fits or (value is None and may_be_none)):
+        raise ConfigError(f"{name} must be of type {expected.__name__}, not {type(value).__name__} ({value!r}).")
+    with config.ignore_type() if pair else contextlib.nullcontext():
+        config[key] = float(value) if expected is float and type(value) is int else value
+
+
+def _names(config: ConfigDict, prefix: str) -> list[str]:
+    names = []
+    for key in config:
+        names.append(f"{prefix}{key}")
+        if isinstance(config[key], ConfigDict):
+            names += _names(config[key], f"{prefix}{key}.")
+    return names
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not close:  # a right name in the wrong section
+        close = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,103 @@
+"""The contract every method and task fulfils, and the only thing the floors above know about them.
+
+A method is a set of pure functions over plain pytrees:
+
+- `variables`: `{"params": ..., "teacher": ..., "state": ...}`. `params` is trained. `teacher` holds weights no gradient reaches
+  (EMA copies, frozen teachers). `state` holds statistics a forward pass changes. The last two exist only where a method has them.
+- `masks`: what is hidden, a pytree whose every leaf has the batch as its leading axis (so that it can be sharded and cut into
+  micro-batches together with the batch).
+- `aux`: what `loss` returns beside the scalar: `terms` (every loss term by its name) and, where they exist, `prediction`,
+  `target`, `latent`, and `state` (the new value of `variables["state"]`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from ml_collections import ConfigDict
+
+from mim_jax.errors import ConfigError
+
+Batch = Mapping[str, Any]
+Variables = dict[str, Any]
+Masks = Any
+
+
+@struct.dataclass
+class Clock:
+    """Where in the run a step stands; every schedule inside a method is a function of it and of nothing else."""
+
+    step: jax.Array | int  # optimiser updates made before this one, int32 []
+    epoch: jax.Array | float  # passes over the data made before this step, float32 []
+    progress: jax.Array | float  # step / total steps, float32 [] in [0, 1]
+
+    @classmethod
+    def at(cls, step, *, total_steps: int, steps_per_epoch: float) -> Clock:
+        """The clock of update number `step` (int32 scalar, traced or not) in a run of `total_steps`."""
+        step = jnp.asarray(step, jnp.int32)
+        position = step.astype(jnp.float32)
+        return cls(step=step, epoch=position / steps_per_epoch, progress=position / total_steps)
+
+
+class Objective:
+    """A method or task bound to a config. Subclasses override what differs; all functions are pure and jit-able.
+
+    A module under `mim_jax/methods/` or `mim_jax/tasks/` defines exactly one public subclass, found by the module's name.
+    """
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+
+    @classmethod
+    def default_config(cls) -> ConfigDict:
+        """Every field the method reads beyond the shared sections, with its default (the paper's ViT-B recipe)."""
+        raise NotImplementedError(f"{cls.__name__} does not say what its config fields are.")
+
+    def batch_spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of what `loss` reads from a batch of `batch_size` (images here; more where a method says so)."""
+        image_size = self.config.image_size
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        return {"image": jax.ShapeDtypeStruct((batch_size, height, width, self.config.channels), jnp.float32)}
+
+    def init(self, rng: jax.Array, batch: Batch) -> Variables:
+        """Fresh variables for batches shaped like `batch` (arrays or `jax.ShapeDtypeStruct`)."""
+        raise NotImplementedError
+
+    def masks(self, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock) -> Masks:
+        """What to hide in each image of the batch; `None` for objectives that hide nothing."""
+        del variables, batch, rng, clock
+        return None
+
+    def loss(
+        self, variables: Variables, batch: Batch, masks: Masks, rng: jax.Array, clock: Clock
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """The scalar float32 training loss and `aux` (see the module's docstring)."""
+        raise NotImplementedError
+
+    def update(self, variables: Variables, clock: Clock) -> Variables:
+        """What follows the optimiser's step, such as an EMA teacher; `clock` is that step's own."""
+        del clock
+        return variables
+
+    def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+        """Features of intact images `[B, H, W, C]`: `{"tokens": [B, N, D], "pooled": [B, D], ...}`, float32."""
+        raise NotImplementedError
+
+    def reconstruct(self, variables: Variables, batch: Batch, masks: Masks) -> dict[str, jax.Array]:
+        """Pictures `[B, H, W, C]` in the batch's normalised units: `original`, `masked`, `reconstruction`.
+
+        Raises:
+          ConfigError: the method predicts nothing one can look at.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} predicts nothing one can look at; remove 'reconstruct' from evaluation.tasks."
+        )
+
+    def stage(self, progress: float) -> Objective:
+        """The objective with the static sizes that hold at `progress`; itself unless token counts change in training."""
+        del progress
+        return self

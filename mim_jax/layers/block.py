@@ -1,0 +1,144 @@
+"""The pre-norm transformer block and the stack of them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mim_jax.layers.attention import SelfAttention
+from mim_jax.layers.compute import Compute
+from mim_jax.layers.initializers import find_scheme
+
+
+def layer_norm(compute: Compute, name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics; the variance is taken about the mean, as PyTorch takes it."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=compute.jax_dtype, use_fast_variance=False, name=name)
+
+
+def drop_path(x: jax.Array, rate: jax.Array, rng: jax.Array) -> jax.Array:
+    """Zeroes whole samples of `x [B, ...]` with probability `rate` and rescales the rest (Huang et al. 2016)."""
+    keep = 1.0 - rate
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    survives = jax.random.bernoulli(rng, keep, shape)
+    return jnp.where(survives, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+class MLP(nn.Module):
+    """Two dense layers with an exact (erf) GELU between them: `[..., D] -> [..., hidden] -> [..., D]`."""
+
+    hidden: int
+    compute: Compute = Compute()
+    init_scheme: str = "xavier"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the two layers."""
+        kernel_init = find_scheme(self.init_scheme).kernel
+        width = x.shape[-1]
+        x = nn.Dense(self.hidden, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc1")(x)
+        x = nn.gelu(x, approximate=False)
+        return nn.Dense(width, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc2")(x)
+
+
+class Block(nn.Module):
+    """`x += gamma1 * Attention(norm(x)); x += gamma2 * MLP(norm(x))`, with drop path on both branches."""
+
+    heads: int
+    mlp_hidden: int
+    qkv_bias: str = "all"
+    layer_scale: float | None = None  # initial gamma; None: no layer scale
+    stochastic: bool = False  # whether drop path is active
+    collect: bool = False  # whether a scan over blocks keeps this one's output
+    init_scheme: str = "xavier"
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        drop_rate: jax.Array,
+        bias: jax.Array | None = None,
+        valid: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Maps `x [B, N, D]`; returns it to go on with, and again for a scan to collect if `collect` (else None)."""
+        attention = SelfAttention(
+            self.heads,
+            self.qkv_bias,
+            self.compute.attention,
+            self.compute.jax_dtype,
+            find_scheme(self.init_scheme).kernel,
+            name="attention",
+        )
+        mlp = MLP(self.mlp_hidden, self.compute, self.init_scheme, name="mlp")
+        branch = attention(layer_norm(self.compute, "norm1")(x), bias, valid)
+        x = x + self._residual(branch, "gamma1", drop_rate)
+        branch = mlp(layer_norm(self.compute, "norm2")(x))
+        x = x + self._residual(branch, "gamma2", drop_rate)
+        return x, x if self.collect else None
+
+    def _residual(self, branch: jax.Array, name: str, drop_rate: jax.Array) -> jax.Array:
+        if self.layer_scale is not None:
+            gamma = self.param(name, nn.initializers.constant(self.layer_scale), (branch.shape[-1],), jnp.float32)
+            branch = branch * gamma.astype(branch.dtype)[None, None]
+        if self.stochastic:
+            branch = drop_path(branch, drop_rate, self.make_rng("drop_path"))
+        return branch
+
+
+class BlockStack(nn.Module):
+    """`depth` blocks whose parameters are stacked on a leading layer axis, under `blocks`.
+
+    The tree is the same whether depth is looped (unrolled by the compiler) or scanned, so either loads the other's
+    checkpoints.
+    """
+
+    depth: int
+    heads: int
+    mlp_hidden: int
+    qkv_bias: str = "all"
+    layer_scale: float | None = None
+    drop_path: float = 0.0  # of the last block; rates grow linearly from 0
+    init_scheme: str = "xavier"
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        bias: jax.Array | None = None,
+        valid: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+        return_layers: bool = False,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Applies all blocks to `x [B, N, D]`; drop path needs the rng stream "drop_path" unless `deterministic`.
+
+        Returns:
+          The last block's output, and every block's output `[depth, B, N, D]` if `return_layers` (else None).
+        """
+        block = Block
+        if self.compute.remat_policy is not None:
+            # Inside a scan the loop itself keeps XLA from merging the recomputation with the forward pass.
+            block = nn.remat(block, policy=self.compute.remat_policy, prevent_cse=not self.compute.scan)
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "drop_path": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.depth,
+            unroll=1 if self.compute.scan else self.depth,
+        )
+        blocks = scanned(
+            heads=self.heads,
+            mlp_hidden=self.mlp_hidden,
+            qkv_bias=self.qkv_bias,
+            layer_scale=self.layer_scale,
+            stochastic=self.drop_path > 0.0 and not deterministic,
+            collect=return_layers,
+            init_scheme=self.init_scheme,
+            compute=self.compute,
+            name="blocks",
+        )
+        rates = jnp.linspace(0.0, self.drop_path, self.depth, dtype=jnp.float32)
+        return blocks(x.astype(self.compute.jax_dtype), rates, bias, valid)

@@ -1,0 +1,54 @@
+"""How a model is executed, apart from what it computes: dtype, attention kernel, scanning and rematerialisation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mim_jax.errors import ConfigError
+from mim_jax.layers.attention import IMPLEMENTATIONS
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """Execution choices shared by every module of a model; none of them changes the parameter tree."""
+
+    dtype: str = "float32"  # of activations and matrix products; parameters, norms and softmax stay float32
+    attention: str = "xla"  # see mim_jax/layers/attention.py
+    scan: bool = False  # one compiled block looped over depth: shorter compilation, same numbers
+    remat: str = "none"  # what the backward pass recomputes: "none", "full", or all but the "dots"
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> Compute:
+        """From `config.compute`; raises ConfigError for an unknown choice."""
+        for key, choices in (("dtype", _DTYPES), ("attention", IMPLEMENTATIONS), ("remat", _REMAT_POLICIES)):
+            if config[key] not in choices:
+                raise ConfigError(f"compute.{key} is {config[key]!r}; choose one of {', '.join(choices)}.")
+        return cls(dtype=config.dtype, attention=config.attention, scan=config.scan, remat=config.remat)
+
+    @classmethod
+    def default_config(cls) -> ConfigDict:
+        """The `compute` section with its defaults."""
+        return ConfigDict(dataclasses.asdict(cls()))
+
+    @property
+    def jax_dtype(self) -> Any:
+        """`dtype` as a JAX scalar type."""
+        return _DTYPES[self.dtype]
+
+    @property
+    def remat_policy(self) -> Callable[..., Any] | None:
+        """The `jax.checkpoint` policy; None when nothing is recomputed."""
+        return _REMAT_POLICIES[self.remat]

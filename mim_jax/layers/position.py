@@ -1,0 +1,134 @@
+"""Position embeddings: fixed sin-cos tables, resizing of learned ones, and the relative bias of BEiT."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mim_jax.errors import ConfigError
+
+POSITIONS = ("sincos", "sincos_learned", "learned", "none")
+
+
+@functools.lru_cache(maxsize=32)
+def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
+    """Fixed 2-D sin-cos position table `[h * w, width]` float32 (He et al. 2022, as their code computes it).
+
+    The first half of the channels encodes the COLUMN, the second half the row; each half is `[sin | cos]` of the unscaled
+    coordinate times `10000^(-k / (width/4))`, in float64 before the cast.
+
+    Raises:
+      ConfigError: the width is not a multiple of 4.
+    """
+    if width % 4:
+        raise ConfigError(f"A sin-cos position table needs a width that is a multiple of 4, not {width}.")
+    omega = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width // 4))
+    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+
+    def encode(coordinate: np.ndarray) -> np.ndarray:
+        angles = coordinate.reshape(-1, 1).astype(np.float64) * omega
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    table = np.concatenate([encode(columns), encode(rows)], axis=1).astype(np.float32)
+    table.setflags(write=False)
+    return table
+
+
+def _cubic_weights(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+    x = np.abs(distance)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def _resize_matrix(source: int, target: int) -> np.ndarray:
+    # torch.nn.functional.interpolate(mode="bicubic", align_corners=False): a = -0.75, no antialiasing, clamped borders.
+    centre = (np.arange(target) + 0.5) * source / target - 0.5
+    first = np.floor(centre).astype(int) - 1
+    matrix = np.zeros((target, source))
+    for tap in range(4):
+        index = first + tap
+        np.add.at(matrix, (np.arange(target), np.clip(index, 0, source - 1)), _cubic_weights(centre - index))
+    return matrix
+
+
+def resize_position_table(table: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+    """Bicubic resize of a table `[h * w, D]` to another grid, exactly as PyTorch's `interpolate` does (a = -0.75)."""
+    table = np.asarray(table)
+    grid = table.reshape(*source, -1).astype(np.float64)
+    rows, columns = _resize_matrix(source[0], target[0]), _resize_matrix(source[1], target[1])
+    resized = np.einsum("ai,bj,ijd->abd", rows, columns, grid, optimize=True)
+    return resized.reshape(target[0] * target[1], -1).astype(table.dtype)
+
+
+class PositionTable(nn.Module):
+    """Absolute positions for a patch grid, fixed or trained (`position` is one of `POSITIONS`).
+
+    A trained `table` is `[(1 +) h * w, width]`, with the class token's row first where there is one, as in public
+    checkpoints. Fixed tables are constants: they are no parameters and get no gradient.
+    """
+
+    grid: tuple[int, int]
+    width: int
+    position: str = "sincos"
+    class_token: bool = False
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array | None, jax.Array | None]:
+        """Float32 table of the patches `[h * w, width]` and row of the class token `[width]`; None where absent."""
+        if self.position not in POSITIONS:
+            raise ConfigError(f"model.position is {self.position!r}; choose one of {', '.join(POSITIONS)}.")
+        if self.position == "none":
+            return None, None
+        if self.position == "sincos":
+            return jnp.asarray(sincos_table(self.grid, self.width)), None
+        prefix = int(self.class_token)
+        shape = (prefix + self.grid[0] * self.grid[1], self.width)
+        if self.position == "sincos_learned":
+            fixed = np.pad(sincos_table(self.grid, self.width), ((prefix, 0), (0, 0)))
+            table = self.param("table", lambda _: jnp.asarray(fixed))
+        else:
+            table = self.param("table", nn.initializers.normal(0.02), shape, jnp.float32)
+        return table[prefix:], table[0] if prefix else None
+
+
+@functools.lru_cache(maxsize=16)
+def relative_index(grid: tuple[int, int], class_token: bool) -> np.ndarray:
+    """Row of the relative bias table for every (query, key) pair, `[T, T]` int32, T = h * w (+ 1).
+
+    A pair of patches has row `(dy + h - 1) * (2w - 1) + (dx + w - 1)`, query minus key. The last three rows belong to the
+    class token: as query, as key, with itself (BEiT, Bao et al. 2022).
+    """
+    height, width = grid
+    rows, columns = np.divmod(np.arange(height * width), width)
+    dy = rows[:, None] - rows[None, :] + height - 1
+    dx = columns[:, None] - columns[None, :] + width - 1
+    index = dy * (2 * width - 1) + dx
+    if class_token:
+        size = (2 * height - 1) * (2 * width - 1) + 3
+        index = np.pad(index, ((1, 0), (1, 0)))
+        index[0, :], index[:, 0], index[0, 0] = size - 3, size - 2, size - 1
+    index = index.astype(np.int32)
+    index.setflags(write=False)
+    return index
+
+
+class RelativeBias(nn.Module):
+    """A learned attention bias by relative position, zero at first."""
+
+    grid: tuple[int, int]
+    heads: int
+    class_token: bool = True
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The bias `[1, H, T, T]` in float32."""
+        height, width = self.grid
+        size = (2 * height - 1) * (2 * width - 1) + (3 if self.class_token else 0)
+        table = self.param("table", nn.initializers.zeros_init(), (size, self.heads), jnp.float32)
+        bias = table[jnp.asarray(relative_index(self.grid, self.class_token))]
+        return bias.transpose(2, 0, 1)[None]

@@ -1,0 +1,102 @@
+"""MAE: "Masked Autoencoders Are Scalable Vision Learners", He et al., CVPR 2022, arXiv 2111.06377."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mim_jax.contract import Batch, Clock, Objective, Variables
+from mim_jax.layers.patches import patchify, unpatchify
+from mim_jax.masking.random import random_mask
+from mim_jax.masking.token_mask import TokenMask, num_kept
+from mim_jax.models import pixel_decoder, vit
+from mim_jax.targets.pixels import masked_mean, patch_statistics, pixel_target
+
+
+class MAE(Objective):
+    """Encodes the visible patches only; a light decoder regresses the pixels of the hidden ones.
+
+    The loss is the squared error over hidden patches (section 3); `norm_pix_loss` normalises each target patch.
+    """
+
+    @classmethod
+    def default_config(cls) -> ConfigDict:
+        """ViT-B/16 as in the paper."""
+        return ConfigDict(
+            dict(
+                model=vit.default_config(),
+                decoder=pixel_decoder.default_config(),
+                mask_ratio=0.75,
+                norm_pix_loss=True,
+            )
+        )
+
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        self.encoder = vit.build(config)
+        self.decoder = pixel_decoder.build(config, self.encoder)
+        num_kept(self.encoder.num_patches, config.mask_ratio)
+
+    def init(self, rng: jax.Array, batch: Batch) -> Variables:
+        """`{"params": {"encoder", "decoder"}}`."""
+        encoder_rng, decoder_rng = jax.random.split(rng)
+        images = jnp.zeros(batch["image"].shape, jnp.float32)[:1]
+        mask = random_mask(rng, 1, self.encoder.num_patches, self.config.mask_ratio)
+        latent, encoder = self.encoder.init_with_output(encoder_rng, images, ids_keep=mask.ids_keep)
+        decoder = self.decoder.init(decoder_rng, latent, mask)
+        return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}}
+
+    def masks(self, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock) -> TokenMask:
+        """A uniformly random `mask_ratio` of each image's patches."""
+        del variables, clock
+        return random_mask(rng, batch["image"].shape[0], self.encoder.num_patches, self.config.mask_ratio)
+
+    def loss(self, variables: Variables, batch: Batch, masks: TokenMask, rng: jax.Array, clock: Clock):
+        """Mean squared error over hidden patches; `aux["terms"]["reconstruction"]` is the same number."""
+        del clock
+        latent, prediction = self._forward(variables, batch["image"], masks, rng)
+        target = pixel_target(batch["image"], self.encoder.patch_size, self.config.norm_pix_loss)
+        error = jnp.square(prediction - target).mean(axis=-1)
+        loss = masked_mean(error, masks.mask)
+        return loss, {
+            "terms": {"reconstruction": loss},
+            "prediction": prediction,
+            "target": target,
+            "latent": latent,
+        }
+
+    def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+        """Features of intact images; `pooled` is the class token after the final norm."""
+        return self.encoder.split(self.encoder.apply({"params": variables["params"]["encoder"]}, images))
+
+    def reconstruct(self, variables: Variables, batch: Batch, masks: TokenMask) -> dict[str, jax.Array]:
+        """Hidden patches from the decoder, visible ones from the image.
+
+        With `norm_pix_loss` a prediction says nothing of a patch's mean and contrast: those of the true patch are used,
+        as in the paper's figures.
+        """
+        images = batch["image"].astype(jnp.float32)
+        _, prediction = self._forward(variables, images, masks, None)
+        patches = patchify(images, self.encoder.patch_size)
+        if self.config.norm_pix_loss:
+            mean, deviation = patch_statistics(patches)
+            prediction = prediction * deviation + mean
+        hidden = masks.mask[:, :, None]
+        shape = (self.encoder.patch_size, self.encoder.grid)
+        return {
+            "original": images,
+            "masked": unpatchify(jnp.where(hidden, jnp.zeros((), jnp.float32), patches), *shape),
+            "reconstruction": unpatchify(jnp.where(hidden, prediction, patches), *shape),
+        }
+
+    def _forward(self, variables: Variables, images: jax.Array, masks: TokenMask, rng: jax.Array | None):
+        params = variables["params"]
+        latent = self.encoder.apply(
+            {"params": params["encoder"]},
+            images,
+            ids_keep=masks.ids_keep,
+            deterministic=rng is None,
+            rngs=None if rng is None else {"drop_path": rng},
+        )
+        return latent, self.decoder.apply({"params": params["decoder"]}, latent, masks)

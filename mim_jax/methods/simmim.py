@@ -1,0 +1,122 @@
+"""SimMIM: "SimMIM: A Simple Framework for Masked Image Modeling", Xie et al., CVPR 2022, arXiv 2111.09886."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from mim_jax.contract import Batch, Clock, Objective, Variables
+from mim_jax.layers.initializers import torch_default_bias, torch_default_kernel
+from mim_jax.layers.patches import as_pair, patchify, unpatchify
+from mim_jax.masking.random import check_cells, num_hidden_cells, random_cell_mask
+from mim_jax.masking.token_mask import TokenMask
+from mim_jax.models import vit
+
+
+class SimMIM(Objective):
+    """Hidden patches become a learned mask token; the whole sequence is encoded; a linear head predicts raw pixels.
+
+    The loss is the absolute error over hidden pixels (section 3.4). Masks hide cells of `mask_patch_size` pixels.
+    """
+
+    @classmethod
+    def default_config(cls) -> ConfigDict:
+        """ViT-B/16 at 224 as released: relative positions only, layer scale 0.1, no key bias."""
+        model = vit.default_config()
+        model.update(
+            pool="mean",
+            position="none",
+            relative_bias=True,
+            qkv_bias="qv",
+            drop_path=0.1,
+            init_scheme="one_sigma_normal",
+        )
+        model.layer_scale = 0.1
+        return ConfigDict(dict(model=model, mask_ratio=0.6, mask_patch_size=32))
+
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        self.encoder = vit.build(config, mask_token=True)
+        ph, pw = self.encoder.patch_size
+        # The official head is a 1x1 convolution; as a dense layer on patch vectors it is the same map.
+        self.head = nn.Dense(
+            ph * pw * config.channels,
+            dtype=self.encoder.compute.jax_dtype,
+            kernel_init=torch_default_kernel,
+            bias_init=torch_default_bias(self.encoder.width),
+        )
+        mask_patch = as_pair(config.mask_patch_size)
+        self.cell = (mask_patch[0] // ph, mask_patch[1] // pw)
+        if (self.cell[0] * ph, self.cell[1] * pw) != mask_patch:
+            self.cell = (0, 0)  # not whole patches: refused below with the sizes named
+        rows, columns = check_cells(self.encoder.grid, self.cell)
+        num_hidden_cells(rows * columns, config.mask_ratio)
+
+    def init(self, rng: jax.Array, batch: Batch) -> Variables:
+        """`{"params": {"encoder", "head"}}`."""
+        encoder_rng, head_rng = jax.random.split(rng)
+        images = jnp.zeros(batch["image"].shape, jnp.float32)[:1]
+        hidden = jnp.zeros((1, self.encoder.num_patches), bool)
+        latent, encoder = self.encoder.init_with_output(encoder_rng, images, hidden=hidden)
+        head = self.head.init(head_rng, latent)
+        return {"params": {"encoder": rescale_residual_kernels(encoder["params"]), "head": head["params"]}}
+
+    def masks(self, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock) -> TokenMask:
+        """`ceil(cells * mask_ratio)` random cells of each image."""
+        del variables, clock
+        return random_cell_mask(rng, batch["image"].shape[0], self.encoder.grid, self.cell, self.config.mask_ratio)
+
+    def loss(self, variables: Variables, batch: Batch, masks: TokenMask, rng: jax.Array, clock: Clock):
+        """Mean absolute error over hidden pixels, with the official 1e-5 in the denominator."""
+        del clock
+        latent, prediction = self._forward(variables, batch["image"], masks, rng)
+        target = patchify(batch["image"].astype(jnp.float32), self.encoder.patch_size)
+        hidden = masks.mask.astype(jnp.float32)
+        ph, pw = self.encoder.patch_size
+        error = jnp.abs(target - prediction).sum(axis=-1)
+        loss = (error * hidden).sum() / (hidden.sum() * ph * pw + 1e-5) / self.config.channels
+        return loss, {"terms": {"reconstruction": loss}, "prediction": prediction, "target": target, "latent": latent}
+
+    def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+        """Features of intact images; `pooled` is the mean over patches after the final norm."""
+        return self.encoder.split(self.encoder.apply({"params": variables["params"]["encoder"]}, images))
+
+    def reconstruct(self, variables: Variables, batch: Batch, masks: TokenMask) -> dict[str, jax.Array]:
+        """Hidden patches from the head, visible ones from the image."""
+        images = batch["image"].astype(jnp.float32)
+        _, prediction = self._forward(variables, images, masks, None)
+        patches = patchify(images, self.encoder.patch_size)
+        hidden = masks.mask[:, :, None]
+        shape = (self.encoder.patch_size, self.encoder.grid)
+        return {
+            "original": images,
+            "masked": unpatchify(jnp.where(hidden, jnp.zeros((), jnp.float32), patches), *shape),
+            "reconstruction": unpatchify(jnp.where(hidden, prediction, patches), *shape),
+        }
+
+    def _forward(self, variables: Variables, images: jax.Array, masks: TokenMask, rng: jax.Array | None):
+        params = variables["params"]
+        latent = self.encoder.apply(
+            {"params": params["encoder"]},
+            images,
+            hidden=masks.mask,
+            deterministic=rng is None,
+            rngs=None if rng is None else {"drop_path": rng},
+        )
+        prediction = self.head.apply({"params": params["head"]}, latent[:, int(self.encoder.class_token) :])
+        return latent, prediction.astype(jnp.float32)
+
+
+def rescale_residual_kernels(encoder: dict) -> dict:
+    """Divides the last kernel of both branches of block `i` (from 1) by `sqrt(2 i)`, as BEiT and SimMIM initialise."""
+
+    def rescale(path, leaf):
+        names = tuple(key.key for key in path)
+        if names[-3:] not in (("attention", "out", "kernel"), ("mlp", "fc2", "kernel")):
+            return leaf
+        block = jnp.arange(1, leaf.shape[0] + 1, dtype=leaf.dtype)
+        return leaf / jnp.sqrt(2.0 * block).reshape((-1,) + (1,) * (leaf.ndim - 1))
+
+    return jax.tree_util.tree_map_with_path(rescale, encoder)

@@ -1,0 +1,82 @@
+"""MAE's decoder: a light transformer over encoded visible tokens and mask tokens (He et al. 2022, section 3)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from mim_jax.layers.block import BlockStack, layer_norm
+from mim_jax.layers.compute import Compute
+from mim_jax.layers.initializers import find_scheme
+from mim_jax.layers.position import PositionTable
+from mim_jax.masking.token_mask import TokenMask
+from mim_jax.models.vit import ViT, check_heads
+
+
+class PixelDecoder(nn.Module):
+    """Projects the latent, fills in mask tokens, adds positions, applies blocks and predicts `output_dim` per patch."""
+
+    grid: tuple[int, int]
+    output_dim: int
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    class_token: bool = True
+    position: str = "sincos"
+    init_scheme: str = "xavier"
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, latent: jax.Array, mask: TokenMask) -> jax.Array:
+        """Maps `latent [B, (1 +) K, D]` to predictions `[B, N, output_dim]` float32 for every patch, in raster order."""
+        scheme = find_scheme(self.init_scheme)
+        dtype = self.compute.jax_dtype
+        x = nn.Dense(self.width, dtype=dtype, kernel_init=scheme.kernel, name="embed")(latent)
+        mask_token = self.param("mask_token", scheme.token, (self.width,), jnp.float32)
+        table, class_row = PositionTable(self.grid, self.width, self.position, self.class_token, name="position")()
+        prefix = int(self.class_token)
+        tokens = mask.restore(x[:, prefix:], mask_token)
+        if table is not None:
+            tokens = tokens + table[None].astype(tokens.dtype)
+        if prefix:
+            class_token = x[:, :1] if class_row is None else x[:, :1] + class_row[None, None].astype(x.dtype)
+            tokens = jnp.concatenate([class_token, tokens], axis=1)
+        x, _ = BlockStack(
+            self.depth,
+            self.heads,
+            int(self.width * self.mlp_ratio),
+            init_scheme=self.init_scheme,
+            compute=self.compute,
+            name="stack",
+        )(tokens)
+        x = layer_norm(self.compute, "norm")(x)
+        x = nn.Dense(self.output_dim, dtype=dtype, kernel_init=scheme.kernel, name="prediction")(x[:, prefix:])
+        return x.astype(jnp.float32)
+
+
+def default_config() -> ConfigDict:
+    """The `decoder` section of every model size of the paper."""
+    return ConfigDict(dict(width=512, depth=8, heads=16, mlp_ratio=4.0))
+
+
+def build(config: ConfigDict, encoder: ViT) -> PixelDecoder:
+    """The decoder a run's `config.decoder` asks for, predicting the pixels of `encoder`'s patches."""
+    decoder = config.decoder
+    check_heads(decoder.width, decoder.heads, "decoder")
+    ph, pw = encoder.patch_size
+    return PixelDecoder(
+        grid=encoder.grid,
+        output_dim=ph * pw * config.channels,
+        width=decoder.width,
+        depth=decoder.depth,
+        heads=decoder.heads,
+        mlp_ratio=decoder.mlp_ratio,
+        class_token=encoder.class_token,
+        # A learned table belongs to the encoder; without positions of its own a decoder could not place its mask tokens.
+        position="sincos",
+        init_scheme=encoder.init_scheme,
+        compute=encoder.compute,
+    )

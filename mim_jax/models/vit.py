@@ -1,0 +1,209 @@
+"""The Vision Transformer encoder (Dosovitskiy et al. 2021) in the variants masked image modelling needs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from mim_jax.errors import ConfigError
+from mim_jax.fields import optional
+from mim_jax.layers.block import BlockStack, layer_norm
+from mim_jax.layers.compute import Compute
+from mim_jax.layers.initializers import find_scheme
+from mim_jax.layers.patches import PatchEmbed, as_pair, patch_grid, patchify
+from mim_jax.layers.position import PositionTable, RelativeBias
+from mim_jax.masking.token_mask import take_tokens
+
+_SIZES = {
+    "Ti": (192, 12, 3, 4.0),
+    "S": (384, 12, 6, 4.0),
+    "B": (768, 12, 12, 4.0),
+    "L": (1024, 24, 16, 4.0),
+    "H": (1280, 32, 16, 4.0),
+    "g": (1408, 40, 16, 48 / 11),
+}
+
+
+def vit_size(name: str) -> dict[str, int | float]:
+    """`width`, `depth`, `heads` and `mlp_ratio` of a standard size: Ti, S, B, L, H or g.
+
+    Raises:
+      ConfigError: there is no such size.
+    """
+    if name not in _SIZES:
+        raise ConfigError(f"There is no ViT size {name!r}; choose one of {', '.join(_SIZES)}.")
+    return dict(zip(("width", "depth", "heads", "mlp_ratio"), _SIZES[name], strict=True))
+
+
+class ViT(nn.Module):
+    """A ViT that can drop hidden tokens or replace them by a learned mask token."""
+
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    class_token: bool = True
+    mask_token: bool = False
+    position: str = "sincos"
+    relative_bias: bool = False  # one table shared by all blocks (BEiT, SimMIM)
+    qkv_bias: str = "all"
+    layer_scale: float | None = None
+    drop_path: float = 0.0
+    final_norm: bool = True
+    pool: str = "class"  # what `split` calls "pooled": the "class" token or the "mean" over patches
+    init_scheme: str = "xavier"
+    compute: Compute = Compute()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches `(rows, columns)`."""
+        return patch_grid(self.image_size, self.patch_size)
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patches of an intact image."""
+        return self.grid[0] * self.grid[1]
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        ids_keep: jax.Array | None = None,
+        hidden: jax.Array | None = None,
+        deterministic: bool = True,
+        return_layers: bool = False,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """Encodes `images [B, H, W, C]`.
+
+        Args:
+          images: normalised pixels.
+          ids_keep: `[B, K]` patches to encode, in this order; all others are dropped before the first matrix product.
+          hidden: `[B, N]` bool; embeddings of these patches are replaced by the mask token (needs `mask_token=True`).
+          deterministic: no drop path; otherwise the rng stream "drop_path" is needed.
+          return_layers: also return the output of every block.
+
+        Returns:
+          Tokens `[B, (1 +) K, D]` after the final norm, the class token first where there is one; with `return_layers`
+          also `[depth, B, (1 +) K, D]`, before the final norm.
+        """
+        patches = patchify(images, self.patch_size)
+        table, class_row = PositionTable(self.grid, self.width, self.position, self.class_token, name="position")()
+        if ids_keep is not None:
+            patches = take_tokens(patches, ids_keep)
+        x = PatchEmbed(self.width, self.init_scheme, self.compute, name="patch_embed")(patches)
+        x = self._substitute(x, hidden)
+        if table is not None:
+            x = x + (table[None] if ids_keep is None else table[ids_keep]).astype(x.dtype)
+        x = self._prepend_class_token(x, class_row)
+        bias = None
+        if self.relative_bias:
+            bias = RelativeBias(self.grid, self.heads, self.class_token, name="relative_bias")()
+        x, layers = BlockStack(
+            self.depth,
+            self.heads,
+            int(self.width * self.mlp_ratio + 0.5),
+            self.qkv_bias,
+            self.layer_scale,
+            self.drop_path,
+            self.init_scheme,
+            self.compute,
+            name="stack",
+        )(x, bias, deterministic=deterministic, return_layers=return_layers)
+        if self.final_norm:
+            x = layer_norm(self.compute, "norm")(x)
+        return (x, layers) if return_layers else x
+
+    def _substitute(self, x: jax.Array, hidden: jax.Array | None) -> jax.Array:
+        if not self.mask_token:
+            return x
+        token = self.param("mask_token", find_scheme(self.init_scheme).token, (self.width,), jnp.float32)
+        if hidden is None:
+            return x
+        return jnp.where(hidden[:, :, None], token.astype(x.dtype)[None, None], x)
+
+    def _prepend_class_token(self, x: jax.Array, class_row: jax.Array | None) -> jax.Array:
+        if not self.class_token:
+            return x
+        token = self.param("class_token", find_scheme(self.init_scheme).token, (self.width,), jnp.float32)
+        if class_row is not None:
+            token = token + class_row
+        token = jnp.broadcast_to(token.astype(x.dtype)[None, None], (x.shape[0], 1, self.width))
+        return jnp.concatenate([token, x], axis=1)
+
+    def split(self, tokens: jax.Array) -> dict[str, jax.Array]:
+        """`{"tokens": patch tokens [B, N, D], "pooled": [B, D]}` in float32 from the encoder's output."""
+        tokens = tokens.astype(jnp.float32)
+        patches = tokens[:, int(self.class_token) :]
+        return {"tokens": patches, "pooled": tokens[:, 0] if self.pool == "class" else patches.mean(axis=1)}
+
+
+def default_config() -> ConfigDict:
+    """The `model` section of a ViT-B/16."""
+    return ConfigDict(
+        dict(
+            backbone="vit",
+            patch_size=16,
+            **vit_size("B"),
+            class_token=True,
+            pool="class",
+            position="sincos",
+            relative_bias=False,
+            qkv_bias="all",
+            layer_scale=optional(float),
+            drop_path=0.0,
+            init_scheme="xavier",
+        )
+    )
+
+
+def build(config: ConfigDict, *, mask_token: bool = False, final_norm: bool = True) -> ViT:
+    """The encoder a run's `config` asks for (`image_size`, `model`, `compute`).
+
+    Raises:
+      ConfigError: sizes that do not divide, or an unknown choice.
+    """
+    model = config.model
+    check_heads(model.width, model.heads, "model")
+    if model.depth < 1:
+        raise ConfigError(f"model.depth is {model.depth}; an encoder needs at least one block.")
+    if model.qkv_bias not in ("all", "qv", "none"):
+        raise ConfigError(f"model.qkv_bias is {model.qkv_bias!r}; choose 'all', 'qv' or 'none'.")
+    if model.pool not in ("class", "mean") or (model.pool == "class" and not model.class_token):
+        raise ConfigError(f"model.pool is {model.pool!r}; choose 'mean', or 'class' with model.class_token=True.")
+    if not 0.0 <= model.drop_path < 1.0:
+        raise ConfigError(f"model.drop_path is {model.drop_path}; it must lie in [0, 1).")
+    find_scheme(model.init_scheme)
+    encoder = ViT(
+        image_size=as_pair(config.image_size),
+        patch_size=as_pair(model.patch_size),
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+        class_token=model.class_token,
+        mask_token=mask_token,
+        position=model.position,
+        relative_bias=model.relative_bias,
+        qkv_bias=model.qkv_bias,
+        layer_scale=model.layer_scale,
+        drop_path=model.drop_path,
+        final_norm=final_norm,
+        pool=model.pool,
+        init_scheme=model.init_scheme,
+        compute=Compute.from_config(config.compute),
+    )
+    patch_grid(encoder.image_size, encoder.patch_size)
+    return encoder
+
+
+def check_heads(width: int, heads: int, section: str) -> None:
+    """Raises ConfigError unless `heads` divides `width`."""
+    if heads < 1 or width % heads:
+        raise ConfigError(
+            f"{section}.width {width} is not divisible by {section}.heads {heads}; change one of the two."
+        )

@@ -1,0 +1,36 @@
+"""Pixel targets: patches, optionally normalised each by its own statistics."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax.layers.patches import patchify
+
+EPSILON = 1e-6
+
+
+def pixel_target(images: jax.Array, patch_size: tuple[int, int], norm_pix: bool) -> jax.Array:
+    """Patches of `images [B, H, W, C]` as targets `[B, N, p*p*C]` float32.
+
+    With `norm_pix` each patch is normalised by the mean and UNBIASED variance over all its values, with 1e-6 inside the
+    square root (He et al. 2022, section 3, "Reconstruction target", as their code computes it).
+    """
+    target = patchify(images.astype(jnp.float32), patch_size)
+    if not norm_pix:
+        return target
+    mean, deviation = patch_statistics(target)
+    return (target - mean) / deviation
+
+
+def patch_statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and `sqrt(unbiased variance + 1e-6)` of each patch of `[B, N, p*p*C]`: two arrays `[B, N, 1]`."""
+    mean = patches.mean(axis=-1, keepdims=True)
+    variance = patches.var(axis=-1, keepdims=True, ddof=1)
+    return mean, jnp.sqrt(variance + EPSILON)
+
+
+def masked_mean(per_token: jax.Array, hidden: jax.Array) -> jax.Array:
+    """Mean of `per_token [B, N]` over the tokens where `hidden [B, N]` is true, over the whole batch."""
+    weight = hidden.astype(jnp.float32)
+    return (per_token * weight).sum() / weight.sum()
