@@ -1,7 +1,7 @@
 """Configs: complete typed defaults, loading of config files, and refusal of everything misspelt.
 
-A config file starts from `default_config(method=...)`, which holds every key a run reads, so a misspelt key fails where it
-is written. `resolve` does the same for plain dicts.
+A config file starts from `default_config(method=...)`, which holds every key a run reads, so a misspelt key fails
+where it is written. `resolve` does the same for plain dicts.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def override(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def parse_value(config: ConfigDict, name: str, text: str) -> Any:
-    """The value a command line's `--config.<name>=<text>` stands for: a Python literal, or the text itself for strings."""
+    """What a command line's `--config.<name>=<text>` stands for: a Python literal, or the text itself for strings."""
     section, _, key = name.rpartition(".")
     with contextlib.suppress(KeyError, AttributeError):
         parent = config[section] if section else config

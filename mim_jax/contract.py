@@ -2,12 +2,13 @@
 
 A method is a set of pure functions over plain pytrees:
 
-- `variables`: `{"params": ..., "teacher": ..., "state": ...}`. `params` is trained. `teacher` holds weights no gradient reaches
-  (EMA copies, frozen teachers). `state` holds statistics a forward pass changes. The last two exist only where a method has them.
-- `masks`: what is hidden, a pytree whose every leaf has the batch as its leading axis (so that it can be sharded and cut into
-  micro-batches together with the batch).
-- `aux`: what `loss` returns beside the scalar: `terms` (every loss term by its name) and, where they exist, `prediction`,
-  `target`, `latent`, and `state` (the new value of `variables["state"]`).
+- `variables`: `{"params": ..., "teacher": ..., "state": ...}`. `params` is trained. `teacher` holds weights no
+  gradient reaches (EMA copies, frozen teachers). `state` holds statistics a forward pass changes. The last two exist
+  only where a method has them.
+- `masks`: what is hidden, a pytree whose every leaf has the batch as its leading axis (so that it can be sharded and
+  cut into micro-batches together with the batch).
+- `aux`: what `loss` returns beside the scalar: `terms` (every loss term by its name) and, where they exist,
+  `prediction`, `target`, `latent`, and `state` (the new value of `variables["state"]`).
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Clock:
 class Objective:
     """A method or task bound to a config. Subclasses override what differs; all functions are pure and jit-able.
 
-    A module under `mim_jax/methods/` or `mim_jax/tasks/` defines exactly one public subclass, found by the module's name.
+    A module under `mim_jax/methods/` or `mim_jax/tasks/` defines exactly one public subclass, found by the module's
+    name.
     """
 
     def __init__(self, config: ConfigDict):
@@ -58,7 +60,7 @@ class Objective:
         raise NotImplementedError(f"{cls.__name__} does not say what its config fields are.")
 
     def batch_spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of what `loss` reads from a batch of `batch_size` (images here; more where a method says so)."""
+        """Shapes and dtypes of what `loss` reads from a batch: images here, more where a method says so."""
         image_size = self.config.image_size
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         return {"image": jax.ShapeDtypeStruct((batch_size, height, width, self.config.channels), jnp.float32)}
@@ -98,6 +100,6 @@ class Objective:
         )
 
     def stage(self, progress: float) -> Objective:
-        """The objective with the static sizes that hold at `progress`; itself unless token counts change in training."""
+        """The objective with the static sizes that hold at `progress`; itself unless token counts change."""
         del progress
         return self

@@ -11,3 +11,11 @@ class DataError(ValueError):
 
 class WeightsError(ValueError):
     """A weights file or checkpoint does not match what it is loaded into."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, or could not be written."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, for example because the loss is not finite."""

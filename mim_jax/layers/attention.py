@@ -58,7 +58,8 @@ def _einsum_attention(query, key, value, bias, mask):
 class SelfAttention(nn.Module):
     """Self-attention whose query, key and value come from one fused projection.
 
-    Parameters: `qkv/kernel [D, 3, H, Dh]` (so that heads can be sharded), its bias by `qkv_bias`, `out/kernel [H, Dh, D]`.
+    Parameters: `qkv/kernel [D, 3, H, Dh]` (so that heads can be sharded) with the biases `qkv_bias` asks for, and
+    `out/kernel [H, Dh, D]`.
     """
 
     heads: int

@@ -18,8 +18,8 @@ POSITIONS = ("sincos", "sincos_learned", "learned", "none")
 def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
     """Fixed 2-D sin-cos position table `[h * w, width]` float32 (He et al. 2022, as their code computes it).
 
-    The first half of the channels encodes the COLUMN, the second half the row; each half is `[sin | cos]` of the unscaled
-    coordinate times `10000^(-k / (width/4))`, in float64 before the cast.
+    The first half of the channels encodes the COLUMN, the second half the row; each half is `[sin | cos]` of the
+    unscaled coordinate times `10000^(-k / (width/4))`, in float64 before the cast.
 
     Raises:
       ConfigError: the width is not a multiple of 4.
@@ -100,8 +100,8 @@ class PositionTable(nn.Module):
 def relative_index(grid: tuple[int, int], class_token: bool) -> np.ndarray:
     """Row of the relative bias table for every (query, key) pair, `[T, T]` int32, T = h * w (+ 1).
 
-    A pair of patches has row `(dy + h - 1) * (2w - 1) + (dx + w - 1)`, query minus key. The last three rows belong to the
-    class token: as query, as key, with itself (BEiT, Bao et al. 2022).
+    A pair of patches has row `(dy + h - 1) * (2w - 1) + (dx + w - 1)`, query minus key. The last three rows belong to
+    the class token: as query, as key, with itself (BEiT, Bao et al. 2022).
     """
     height, width = grid
     rows, columns = np.divmod(np.arange(height * width), width)

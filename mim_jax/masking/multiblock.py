@@ -26,14 +26,15 @@ class BlockMasks(NamedTuple):
 class MultiBlockSampler:
     """Samples `BlockMasks` with static token counts.
 
-    Block sizes are drawn once per batch, positions once per image. One uniform number per size sets both its scale and its
-    aspect ratio, and the largest offset is excluded, so that the last row and column are never used: both as in the
-    official code.
+    Block sizes are drawn once per batch, positions once per image. One uniform number per size sets both its scale
+    and its aspect ratio, and the largest offset is excluded, so that the last row and column are never used: both as
+    in the official code.
 
-    The official code cuts every list to the shortest of the batch, so its counts change from step to step. Here they are
-    fixed: target lists hold `num_target` tokens and the context `num_context`. A longer list loses its last tokens in raster
-    order (`truncation="first"`, as in the official code) or random ones ("random"). An image whose context is shorter than
-    `num_context` is filled up from the last target blocks first, which is what the official fallback allows.
+    The official code cuts every list to the shortest of the batch, so its counts change from step to step. Here they
+    are fixed: target lists hold `num_target` tokens and the context `num_context`. A longer list loses its last
+    tokens in raster order (`truncation="first"`, as in the official code) or random ones ("random"). An image whose
+    context is shorter than `num_context` is filled up from the last target blocks first, which is what the official
+    fallback allows.
     """
 
     grid: tuple[int, int]

@@ -46,7 +46,7 @@ def check_cells(grid: tuple[int, int], cell: tuple[int, int]) -> tuple[int, int]
     """Number of cells `(rows, columns)` of `cell` tokens that tile `grid`; raises ConfigError if they do not."""
     if min(cell) < 1 or grid[0] % cell[0] or grid[1] % cell[1]:
         raise ConfigError(
-            f"mask_patch_size covers {cell[0]}x{cell[1]} tokens, which does not tile the {grid[0]}x{grid[1]} token grid; "
+            f"mask_patch_size covers {cell[0]}x{cell[1]} tokens, which does not tile the {grid[0]}x{grid[1]} grid; "
             "choose a mask_patch_size that divides image_size and is a multiple of model.patch_size."
         )
     return grid[0] // cell[0], grid[1] // cell[1]

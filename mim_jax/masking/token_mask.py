@@ -31,8 +31,8 @@ def num_kept(num_tokens: int, mask_ratio: float) -> int:
 class TokenMask:
     """A per-sample choice of hidden tokens, with static counts so that gathers have static shapes under `jit`.
 
-    `order` lists token indices, the kept ones first. The kept ones stay in the order they were chosen in (noise rank for
-    `from_noise`), as in MAE's reference code, so that latents can be compared row by row.
+    `order` lists token indices, the kept ones first. The kept ones stay in the order they were chosen in (noise rank
+    for `from_noise`), as in MAE's reference code, so that latents can be compared row by row.
     """
 
     mask: jax.Array  # [B, N] bool, True = hidden, in raster order
@@ -81,7 +81,7 @@ class TokenMask:
 
     @property
     def ids_restore(self) -> jax.Array:
-        """The inverse permutation of `order`, `[B, N]` int32: position of each raster token in the kept-first sequence."""
+        """The inverse of `order`, `[B, N]` int32: where each raster token stands in the kept-first sequence."""
         return jnp.argsort(self.order, axis=1).astype(jnp.int32)
 
     def keep(self, tokens: jax.Array) -> jax.Array:
@@ -98,7 +98,7 @@ class TokenMask:
     def _count(self) -> int:
         if self.num_keep is None:
             raise ValueError(
-                "The rows of this TokenMask keep different numbers of tokens, so they cannot be gathered into one array; "
+                "The rows of this TokenMask keep different numbers of tokens, which cannot be gathered into one array; "
                 "hide the same number in every row."
             )
         return self.num_keep

@@ -1,6 +1,6 @@
-"""I-JEPA: "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", Assran et al., CVPR 2023.
+"""I-JEPA: "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture".
 
-arXiv 2301.08243.
+Assran et al., CVPR 2023, arXiv 2301.08243.
 """
 
 from __future__ import annotations

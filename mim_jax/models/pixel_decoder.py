@@ -31,7 +31,7 @@ class PixelDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, latent: jax.Array, mask: TokenMask) -> jax.Array:
-        """Maps `latent [B, (1 +) K, D]` to predictions `[B, N, output_dim]` float32 for every patch, in raster order."""
+        """Maps `latent [B, (1 +) K, D]` to float32 predictions `[B, N, output_dim]` for all patches in raster order."""
         scheme = find_scheme(self.init_scheme)
         dtype = self.compute.jax_dtype
         x = nn.Dense(self.width, dtype=dtype, kernel_init=scheme.kernel, name="embed")(latent)
@@ -75,7 +75,8 @@ def build(config: ConfigDict, encoder: ViT) -> PixelDecoder:
         heads=decoder.heads,
         mlp_ratio=decoder.mlp_ratio,
         class_token=encoder.class_token,
-        # A learned table belongs to the encoder; without positions of its own a decoder could not place its mask tokens.
+        # A learned table belongs to the encoder; without positions of its own a decoder could not place its mask
+        # tokens.
         position="sincos",
         init_scheme=encoder.init_scheme,
         compute=encoder.compute,

@@ -73,7 +73,7 @@ class LatentPredictor(nn.Module):
 
 
 def default_config() -> ConfigDict:
-    """The `predictor` section for ViT-B; `heads=None` takes the encoder's number of heads, as the official code does."""
+    """The `predictor` section for ViT-B; `heads=None` takes the encoder's number, as the official code does."""
     return ConfigDict(dict(width=384, depth=6, heads=optional(int), mlp_ratio=4.0))
 
 

@@ -1,0 +1,79 @@
+"""Command lines: `--config=FILE[:arg] --config.a.b=value ...` in the manner of ml_collections' config_flags.
+
+config_flags itself cannot set an optional field to None or a size to a (height, width) pair, and answers a misspelt key
+with a traceback; here every mistake is one sentence that names the nearest key.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from mim_jax.config import load_config, override, parse_value
+from mim_jax.errors import CheckpointError, ConfigError, DataError, TrainingError, WeightsError
+
+EXIT_USAGE = 2  # the config, the data or the files given cannot be used
+
+
+def split_config_arguments(argv: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
+    """The config file, the overrides by dotted name as text, and the remaining arguments."""
+    path, overrides, rest = None, {}, []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or name.split(".")[0] != "config":
+            rest.append(argument)
+        elif name == "config":
+            path = value if equals else next(arguments, None)
+        else:
+            overrides[name.removeprefix("config.")] = value if equals else "True"
+    return path, overrides, rest
+
+
+def apply_overrides(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
+    """Sets each override, its text read as the key's type; returns the same config. Raises ConfigError."""
+    for name, text in overrides.items():
+        override(config, name, parse_value(config, name, text))
+    return config
+
+
+def run_main(main: Callable[[str | None, dict[str, str]], None]) -> None:
+    """Parses the command line and calls `main(config_path, overrides)`; mistakes of the user end it with one sentence.
+
+    Exit codes: 2 for config, data, checkpoint and weights errors, 1 for a training error.
+    """
+    path, overrides, rest = split_config_arguments(sys.argv)
+
+    def wrapped(argv: list[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise ConfigError(f"Unexpected argument {argv[1]!r}.")
+            main(path, overrides)
+        except (ConfigError, DataError, CheckpointError, WeightsError) as error:
+            _leave(error, EXIT_USAGE)
+        except TrainingError as error:
+            _leave(error, 1)
+
+    app.run(wrapped, argv=rest, flags_parser=_parse_flags)
+
+
+def config_from_command_line(path: str | None, overrides: dict[str, str]) -> ConfigDict:
+    """The config of `--config=...` with its overrides; raises ConfigError."""
+    if not path:
+        raise ConfigError("Give a config: --config=configs/mae_fashion_mnist.py")
+    return apply_overrides(load_config(path), overrides)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _leave(error, EXIT_USAGE)
+
+
+def _leave(error: Exception, code: int) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)

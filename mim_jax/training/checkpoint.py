@@ -1,0 +1,259 @@
+"""Checkpoints through Orbax: saved asynchronously, verified on restore, damaged ones set aside."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from mim_jax.contract import Objective, Variables
+from mim_jax.errors import CheckpointError, ConfigError
+from mim_jax.training.integrity import tree_checksums
+from mim_jax.training.paths import leaf_names
+from mim_jax.training.sharding import make_mesh, tree_shardings
+from mim_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+FORMAT = 1  # of the metadata written beside the arrays
+
+
+class Checkpointer:
+    """The checkpoints of one run, under `<workdir>/checkpoints/<step>/{variables,optimizer,meta}`."""
+
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        keep: int = 2,
+        keep_every: int | None = None,
+        asynchronous: bool = True,
+        read_only: bool = False,
+    ):
+        self.directory = pathlib.Path(workdir).expanduser().absolute() / "checkpoints"
+        if read_only and not self.directory.is_dir():
+            raise CheckpointError(f"There are no checkpoints under {self.directory.parent}; give a run's workdir.")
+        self._had_any = bool(self._step_directories())
+        if not read_only:
+            self._discard_empty_steps()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else keep,
+                keep_period=keep_every,
+                create=not read_only,
+                enable_async_checkpointing=asynchronous and not read_only,
+                read_only=read_only,
+            ),
+            item_names=("variables", "optimizer", "meta"),
+        )
+        self._read_only = read_only
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that look complete, ascending."""
+        return sorted(step for step in self._manager.all_steps() if any((self.directory / str(step)).iterdir()))
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Starts saving `state` under its step; the arrays are copied before this returns.
+
+        Raises:
+          CheckpointError: a checkpoint of this or a later step exists, or an earlier background save failed.
+        """
+        step = int(state.step)
+        if step in self.steps():
+            return  # the final step of a run may also be a periodic one
+        variables, optimizer = _items(state)
+        checksums = tree_checksums({"variables": variables, "optimizer": optimizer})
+        meta = {**meta, "format": FORMAT, "step": step, "checksums": checksums}
+        self.check()
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardSave(variables),
+                optimizer=ocp.args.StandardSave(optimizer),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+        if not saved:
+            raise CheckpointError(f"Checkpoint {step} was not saved under {self.directory}: newer steps exist there.")
+
+    def check(self) -> None:
+        """Raises CheckpointError if a background save failed."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise CheckpointError(f"Saving a checkpoint under {self.directory} failed: {error}") from error
+
+    def close(self) -> None:
+        """Waits for background saves; raises CheckpointError if one failed."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        except Exception as error:
+            raise CheckpointError(f"Saving a checkpoint under {self.directory} failed: {error}") from error
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The metadata saved with a step: config, versions, checksums."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+    def restore_latest(self, template: TrainState, check_meta: Callable[[dict], None]) -> TrainState | None:
+        """The newest sound checkpoint on the template's shardings, or None where the run has never had one.
+
+        Damaged ones are renamed to `damaged-<step>` and reported. `check_meta` sees the metadata first and may refuse.
+
+        Raises:
+          CheckpointError: the run had checkpoints, but none of them is sound.
+        """
+        for step in reversed(self.steps()):
+            try:
+                meta = self.meta(step)
+                check_meta(meta)
+                _check_names(template, meta, step)
+                return self._restore(step, template, meta)
+            except ConfigError:
+                raise
+            except (CheckpointError, OSError, ValueError, KeyError, TypeError) as error:
+                logger.warning("Checkpoint %d is damaged and set aside: %s", step, error)
+                self._set_aside(step)
+        if self._had_any:
+            raise CheckpointError(
+                f"No sound checkpoint is left under {self.directory}; "
+                "to start afresh, give another workdir or delete this one."
+            )
+        return None
+
+    def restore_variables(self, step: int, template: Variables) -> Variables:
+        """The variables of one step, verified; raises CheckpointError if they are damaged."""
+        try:
+            meta = self.meta(step)
+            args = ocp.args.Composite(variables=ocp.args.StandardRestore(template))
+            variables = self._manager.restore(step, args=args).variables
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"Checkpoint {step} under {self.directory} cannot be read: {error}") from error
+        _verify({"variables": variables}, meta, step)
+        return variables
+
+    def _restore(self, step: int, template: TrainState, meta: dict[str, Any]) -> TrainState:
+        variables, optimizer = _items(template)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardRestore(variables), optimizer=ocp.args.StandardRestore(optimizer)
+            ),
+        )
+        _verify({"variables": restored.variables, "optimizer": restored.optimizer}, meta, step)
+        return TrainState(variables=restored.variables, **restored.optimizer)
+
+    def _step_directories(self) -> list[pathlib.Path]:
+        if not self.directory.is_dir():
+            return []
+        return [path for path in self.directory.iterdir() if path.is_dir() and path.name.isdigit()]
+
+    def _discard_empty_steps(self) -> None:
+        # Orbax takes any directory named like a number for a checkpoint, even an empty one.
+        for path in self._step_directories():
+            if not any(path.iterdir()) and jax.process_index() == 0:
+                logger.warning("Ignoring %s: an empty directory is no checkpoint.", path)
+                path.rmdir()
+
+    def _set_aside(self, step: int) -> None:
+        if self._read_only:
+            return
+        if jax.process_index() == 0:
+            target = self.directory.parent / "damaged" / f"{step}"
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.move(self.directory / str(step), target)
+        self._manager.reload()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run, restored for use."""
+
+    config: ConfigDict
+    objective: Objective
+    variables: Variables
+    step: int
+
+
+def load_run(workdir: str | pathlib.Path, step: int | None = None, config: ConfigDict | None = None) -> Run:
+    """Restores a run's variables on the current devices.
+
+    Args:
+      workdir: the run's directory.
+      step: which checkpoint; None: the newest.
+      config: the run's config with changes that keep the parameter tree (mesh, data, evaluation); None: as it was run.
+
+    Raises:
+      CheckpointError: there is no such run or step, or it is damaged.
+    """
+    from mim_jax.config import create
+
+    config = load_run_config(workdir) if config is None else config
+    checkpointer = Checkpointer(workdir, read_only=True)
+    steps = checkpointer.steps()
+    if not steps or (step is not None and step not in steps):
+        raise CheckpointError(f"{workdir} has no checkpoint {'' if step is None else step}; it has {steps or 'none'}.")
+    step = steps[-1] if step is None else step
+    objective = create(config)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), objective.batch_spec())
+    variables = checkpointer.restore_variables(step, abstract_on(shapes, make_mesh(config.mesh)))
+    checkpointer.close()
+    return Run(config, objective, variables, step)
+
+
+def load_run_config(workdir: str | pathlib.Path) -> ConfigDict:
+    """The resolved config a run was started with; raises CheckpointError if the directory holds no run."""
+    from mim_jax.config import resolve
+
+    file = pathlib.Path(workdir).expanduser() / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{workdir} is no run: it has no config.json.")
+    try:
+        return resolve(json.loads(file.read_text()))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file} is damaged ({error}); restore it from the run's newest checkpoint.") from error
+
+
+def abstract_on(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes with the shardings they have on a mesh: the target of a restore."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+
+
+def _items(state: TrainState) -> tuple[Variables, dict[str, Any]]:
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    return fields.pop("variables"), fields
+
+
+def _check_names(template: TrainState, meta: dict[str, Any], step: int) -> None:
+    variables, optimizer = _items(template)
+    ours, saved = set(leaf_names({"variables": variables, "optimizer": optimizer})), set(meta["checksums"])
+    if ours != saved:
+        raise ConfigError(
+            f"Checkpoint {step} holds other arrays than this config builds: "
+            f"only in the checkpoint {sorted(saved - ours)[:3]}, only in the config {sorted(ours - saved)[:3]}; "
+            "use the run's own config, or start a new workdir with init_from."
+        )
+
+
+def _verify(items: dict[str, Any], meta: dict[str, Any], step: int) -> None:
+    expected = meta["checksums"]
+    actual = tree_checksums(items)
+    wrong = [name for name, value in actual.items() if expected.get(name) != value]
+    if wrong:
+        raise CheckpointError(
+            f"Checkpoint {step} is damaged: {len(wrong)} of {len(actual)} arrays differ from what was saved, "
+            f"the first is {wrong[0]}."
+        )

@@ -1,0 +1,176 @@
+"""How a run is initialised. The one rule: its own newest checkpoint, else `init_from`, else from scratch."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from mim_jax.contract import Objective, Variables
+from mim_jax.errors import ConfigError
+from mim_jax.layers.position import resize_position_table
+from mim_jax.training.checkpoint import Checkpointer, load_run
+from mim_jax.training.paths import leaf_names, map_with_name
+from mim_jax.training.sharding import tree_shardings
+from mim_jax.training.state import TrainState, create_state, state_from_variables
+
+logger = logging.getLogger(__name__)
+
+# Sections a run may be resumed with changed: they alter what is watched or where it runs, not what is computed.
+_FREE_TO_CHANGE = ("log", "evaluation", "checkpoint", "profile", "mesh", "compute")
+# Sections that alter the training from here on; resuming with them changed has to be asked for.
+_CHANGE_WHEN_ASKED = ("duration", "schedule", "optimizer", "nonfinite", "max_skipped", "data", "accumulation_steps")
+
+
+def initialize(
+    config: ConfigDict,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    checkpointer: Checkpointer,
+    mesh: jax.sharding.Mesh,
+    *,
+    allow_config_change: bool = False,
+) -> TrainState:
+    """The state a run starts or goes on with, on the mesh's shardings.
+
+    Raises:
+      ConfigError: the checkpoint belongs to another config.
+      CheckpointError: the run had checkpoints, and all are damaged.
+    """
+    rng = jax.random.key(config.seed)
+    spec = objective.batch_spec()
+    shapes = jax.eval_shape(lambda: create_state(objective, optimizer, rng, spec))
+    shardings = tree_shardings(shapes, mesh)
+    template = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+    def check_meta(meta: dict[str, Any]) -> None:
+        check_same_config(meta["config"], config, allow_config_change)
+
+    state = checkpointer.restore_latest(template, check_meta)
+    if state is not None:
+        logger.info("Resuming at step %d from %s.", int(state.step), checkpointer.directory)
+        return state
+    if config.init_from is None:
+        logger.info("Starting from scratch.")
+        return jax.jit(lambda: create_state(objective, optimizer, rng, spec), out_shardings=shardings)()
+    fresh = jax.jit(lambda: objective.init(rng, spec), out_shardings=shardings.variables)()
+    variables = initial_variables(config, objective, fresh)
+    variables = jax.device_put(variables, shardings.variables)
+    return jax.jit(lambda v: state_from_variables(v, optimizer), out_shardings=shardings)(variables)
+
+
+def initial_variables(config: ConfigDict, objective: Objective, fresh: Variables) -> Variables:
+    """`fresh` with what `init_from` holds put in its place; reports what was loaded, resized and left random.
+
+    `init_from` is a run directory, or a weights file read through `init_layout`. `init_parts` limits it to some top-
+    level parts of the parameters, such as ("encoder",).
+
+    Raises:
+      ConfigError: nothing fits.
+    """
+    if config.init_layout is not None:
+        from mim_jax.interop import import_with_report
+
+        variables, report = import_with_report(objective, config.init_from, config.init_layout)
+        logger.info("%s", report)
+        return variables
+    if not (pathlib.Path(config.init_from).expanduser() / "config.json").is_file():
+        raise ConfigError(
+            f"init_from is {config.init_from!r}, which is no run directory; for a weights file, set init_layout too."
+        )
+    source = load_run(config.init_from)
+    variables, lines = graft(fresh, source.variables, config.init_parts, source.objective, objective)
+    logger.info("Initialised from %s at step %d:\n%s", config.init_from, source.step, "\n".join(lines))
+    return variables
+
+
+def graft(
+    fresh: Variables,
+    source: Variables,
+    parts: tuple[str, ...] | None,
+    source_objective: Objective | None = None,
+    objective: Objective | None = None,
+) -> tuple[Variables, list[str]]:
+    """Copies every leaf of `source` that has a namesake of the same shape in `fresh`.
+
+    Position tables of another grid are resized. A collection that `source` lacks is filled from its parameters (a
+    frozen encoder under "teacher" takes the trained one), which is how a probe takes over a pre-trained encoder.
+
+    Returns:
+      The new variables and one line per top-level part: loaded, resized or random.
+    """
+    available = {name: leaf for name, leaf in _flat(source).items()}
+    loaded, resized, random = [], [], []
+
+    def pick(name: str, leaf: jax.Array) -> Any:
+        collection, _, rest = name.partition("/")
+        if parts is not None and rest.split("/")[0] not in parts:
+            random.append(name)
+            return leaf
+        found = available.get(name, available.get(f"params/{rest}") if collection == "teacher" else None)
+        if found is not None and found.shape == leaf.shape:
+            loaded.append(name)
+            return np.asarray(found)
+        if found is not None and name.endswith("position/table"):
+            resized.append(name)
+            return _resize_table(np.asarray(found), leaf.shape, source_objective, objective)
+        random.append(name)
+        return leaf
+
+    variables = map_with_name(pick, fresh)
+    if not loaded:
+        raise ConfigError(
+            "init_from has no parameter of the same name and shape as this run; check model and init_parts."
+        )
+    lines = [
+        f"  {title}: {len(names)} arrays" + (f" ({', '.join(_parts(names))})" if names else "")
+        for title, names in (("loaded", loaded), ("resized", resized), ("left random", random))
+    ]
+    return variables, lines
+
+
+def check_same_config(saved: Mapping[str, Any], config: ConfigDict, allow_change: bool) -> None:
+    """Raises ConfigError naming the keys in which a checkpoint's config differs from this run's, unless they may."""
+    from mim_jax.config import resolve
+
+    before, now = _flat_config(resolve(saved).to_dict()), _flat_config(config.to_dict())
+    allowed = _FREE_TO_CHANGE + (_CHANGE_WHEN_ASKED if allow_change else ())
+    different = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    refused = [key for key in different if key.split("/")[0] not in allowed and not key.startswith("init_")]
+    if refused:
+        changes = ", ".join(f"{key.replace('/', '.')} {before.get(key)!r} -> {now.get(key)!r}" for key in refused[:8])
+        askable = all(key.split("/")[0] in _CHANGE_WHEN_ASKED for key in refused)
+        remedy = "pass --allow_config_change to go on all the same" if askable else "use another workdir"
+        raise ConfigError(f"The checkpoint was made with another config ({changes}); {remedy}.")
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat_config(value, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _parts(names: list[str]) -> list[str]:
+    return sorted({"/".join(name.split("/")[:2]) for name in names})
+
+
+def _resize_table(table: np.ndarray, shape: tuple[int, ...], source: Objective | None, target: Objective | None):
+    if source is None or target is None or table.shape[1] != shape[1]:
+        raise ConfigError(f"A position table of shape {table.shape} cannot become one of shape {shape}.")
+    old, new = source.encoder.grid, target.encoder.grid
+    prefix = table.shape[0] - old[0] * old[1]
+    return np.concatenate([table[:prefix], resize_position_table(table[prefix:], old, new)])

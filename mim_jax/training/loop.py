@@ -1,0 +1,278 @@
+"""The training loop: reads batches, steps, logs, evaluates, saves."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import logging
+import pathlib
+import sys
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from mim_jax import data
+from mim_jax.config import create
+from mim_jax.contract import Objective
+from mim_jax.errors import ConfigError, TrainingError
+from mim_jax.evaluation import Evaluator
+from mim_jax.training import schedules
+from mim_jax.training.checkpoint import Checkpointer
+from mim_jax.training.duration import RunLength
+from mim_jax.training.initialize import initialize
+from mim_jax.training.metering import Meter, Profiler
+from mim_jax.training.optimizer import Rates, make_optimizer
+from mim_jax.training.preemption import EXIT_PREEMPTED, PreemptionNotice
+from mim_jax.training.sharding import check_batch_size, make_mesh, put_batch
+from mim_jax.training.state import TrainState
+from mim_jax.training.step import make_train_step
+from mim_jax.training.throughput import compiled_flops
+from mim_jax.training.writers import Writers, make_writers
+
+logger = logging.getLogger(__name__)
+
+_IN_FLIGHT = 2  # steps the host may run ahead of the devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A config's durations in steps."""
+
+    total_steps: int
+    steps_per_epoch: float
+    log_every: int
+    checkpoint_every: int
+    keep_every: int | None
+    evaluate_every: int | None
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, num_examples: int) -> Plan:
+        """Raises ConfigError naming the key of a duration that cannot be read."""
+        length = RunLength(num_examples, config.batch_size)
+        return cls(
+            total_steps=length.steps(config.duration, "duration"),
+            steps_per_epoch=length.steps_per_epoch,
+            log_every=length.steps(config.log.every, "log.every"),
+            checkpoint_every=length.steps(config.checkpoint.every, "checkpoint.every"),
+            keep_every=length.optional_steps(config.checkpoint.keep_every, "checkpoint.keep_every"),
+            evaluate_every=length.optional_steps(config.evaluation.every, "evaluation.every"),
+        )
+
+
+class Trainer:
+    """A run, set up and checked before anything is compiled; `run` carries it out."""
+
+    def __init__(self, config: ConfigDict, workdir: str | pathlib.Path, *, allow_config_change: bool = False):
+        """Raises ConfigError or DataError if the config cannot be run as it is."""
+        self.config = config
+        self.workdir = pathlib.Path(workdir).expanduser().absolute()
+        if self.workdir.exists() and not self.workdir.is_dir():
+            raise ConfigError(f"workdir {self.workdir} is a file; give a directory.")
+        if config.nonfinite not in ("stop", "skip"):
+            raise ConfigError(f"nonfinite is {config.nonfinite!r}; choose 'stop' or 'skip'.")
+        self.objective: Objective = create(config)
+        self.mesh = make_mesh(config.mesh)
+        check_batch_size(config.batch_size, self.mesh, config.accumulation_steps)
+        self.info = data.data_info(config)
+        self.plan = Plan.from_config(config, self.info.num_train_examples)
+        length = RunLength(self.info.num_train_examples, config.batch_size)
+        self.rates = Rates(
+            schedules.learning_rate_schedule(config, self.plan.total_steps, length),
+            schedules.weight_decay_schedule(config, self.plan.total_steps),
+        )
+        shapes = jax.eval_shape(self.objective.init, jax.random.key(0), self.objective.batch_spec())
+        self.optimizer = make_optimizer(config, shapes["params"], self.rates)
+        self.evaluator = Evaluator(self.objective, config, self.mesh) if self.plan.evaluate_every else None
+        self._allow_config_change = allow_config_change
+        self._is_main = jax.process_index() == 0
+
+    def run(self) -> TrainState:
+        """Trains to the end and returns the final state.
+
+        Raises:
+          TrainingError: the loss stopped being finite.
+          SystemExit: with EXIT_PREEMPTED after a SIGTERM, once the state is saved.
+        """
+        self._prepare_workdir()
+        checkpointer = Checkpointer(
+            self.workdir,
+            keep=self.config.checkpoint.keep,
+            keep_every=self.plan.keep_every,
+            asynchronous=self.config.checkpoint.asynchronous,
+        )
+        state = initialize(
+            self.config,
+            self.objective,
+            self.optimizer,
+            checkpointer,
+            self.mesh,
+            allow_config_change=self._allow_config_change,
+        )
+        writers = make_writers(
+            self.workdir,
+            self.plan.total_steps,
+            first_step=int(state.step),
+            tensorboard=self.config.log.tensorboard,
+            progress=self.config.log.progress,
+            main=self._is_main,
+        )
+        with contextlib.ExitStack() as stack:
+            stack.callback(checkpointer.close)
+            stack.callback(writers.close)
+            preemption = stack.enter_context(PreemptionNotice())
+            return self._train(state, checkpointer, writers, preemption)
+
+    def _train(
+        self, state: TrainState, checkpointer: Checkpointer, writers: Writers, preemption: PreemptionNotice
+    ) -> TrainState:
+        plan, start = self.plan, int(state.step)
+        batches = data.train_batches(
+            self.config,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        stream = data.prefetch(batches, self._put)
+        steps = StepCompiler(self)
+        meter = Meter(self.config.batch_size, stream)
+        pending: collections.deque = collections.deque()
+        profiler = Profiler(self.config.profile.steps, self.workdir / "profile")
+        if start == 0:
+            self._evaluate(state, 0, writers)
+        for step in range(start, plan.total_steps):
+            profiler.at(step)
+            batch = next(stream)
+            train_step = steps.at(step, state, batch)
+            state, metrics = train_step(state, batch)
+            done = step + 1
+            pending.append((done, metrics))
+            # Looking at a step that has surely ended keeps the devices busy and notices trouble soon.
+            if len(pending) > _IN_FLIGHT:
+                self._check_finite(*pending.popleft(), state, checkpointer)
+            writers.advance(done)
+            if done % plan.log_every == 0 or done == plan.total_steps:
+                scalars = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                scalars["epoch"] = done / plan.steps_per_epoch
+                writers.write(done, {**scalars, **meter.read(done - start, steps.flops, self.config.compute.dtype)})
+                checkpointer.check()
+            if plan.evaluate_every and (done % plan.evaluate_every == 0 or done == plan.total_steps):
+                with meter.paused():
+                    self._evaluate(state, done, writers)
+            stopping = preemption.received(done)
+            if done % plan.checkpoint_every == 0 or done == plan.total_steps or stopping:
+                for item in pending:
+                    self._check_finite(*item, state, checkpointer)
+                pending.clear()
+                with meter.paused():
+                    checkpointer.save(state, self._meta())
+            if stopping and done < plan.total_steps:
+                checkpointer.close()
+                logger.warning("Received %s: saved step %d; start the same command again to go on.", stopping, done)
+                sys.exit(EXIT_PREEMPTED)
+        profiler.stop()
+        return state
+
+    def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        names = self.objective.batch_spec()
+        missing = [name for name in names if name not in batch]
+        if missing:
+            raise ConfigError(f"data.source {self.config.data.source!r} has no {missing[0]!r}, which this run needs.")
+        return put_batch({name: batch[name] for name in names}, self.mesh)
+
+    def _evaluate(self, state: TrainState, step: int, writers: Writers) -> None:
+        if self.evaluator is None or (step == 0 and not self.config.evaluation.at_start):
+            return
+        results = self.evaluator.run(
+            state.variables, self.config.evaluation.tasks, step=step, out_dir=self.workdir / "evaluation"
+        )
+        if results:
+            writers.write(step, results)
+
+    def _check_finite(self, step: int, metrics: dict[str, Any], state: TrainState, checkpointer: Checkpointer) -> None:
+        if bool(metrics["finite"]):
+            return
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        consecutive = int(values["consecutive_skipped"])
+        if self.config.nonfinite == "skip" and consecutive <= self.config.max_skipped:
+            logger.warning("Step %d is not finite and was skipped (%d in a row).", step, consecutive)
+            return
+        folder = self.workdir / "diagnostics"
+        if self._is_main:
+            folder.mkdir(exist_ok=True)
+            first = (step - 1) * self.config.batch_size
+            report = dict(
+                step=step, metrics=values, seed=self.config.seed, positions=[first, first + self.config.batch_size]
+            )
+            (folder / f"nonfinite_{step:08d}.json").write_text(json.dumps(_json_safe(report), indent=1))
+        diagnostic = Checkpointer(folder / f"step_{step:08d}", asynchronous=False)
+        diagnostic.save(state, self._meta())
+        diagnostic.close()
+        terms = ", ".join(f"{k} {v:.4g}" for k, v in values.items() if k == "loss" or k.startswith("terms/"))
+        raise TrainingError(
+            f"Step {step} is not finite ({terms}, grad_norm {values['grad_norm']:.4g}); the last finite state and the "
+            f"batch's stream positions are under {folder}. "
+            "Lower optimizer.lr, set optimizer.clip_norm, or nonfinite='skip'."
+        )
+
+    def _prepare_workdir(self) -> None:
+        if not self._is_main:
+            return
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        file = self.workdir / "config.json"
+        temporary = file.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(self.config.to_dict(), indent=1) + "\n")
+        temporary.replace(file)
+
+    def _meta(self) -> dict[str, Any]:
+        versions = {m.__name__: m.__version__ for m in (jax, flax, optax, np)}
+        return {
+            "config": json.loads(json.dumps(self.config.to_dict())),
+            "versions": versions,
+            "devices": jax.device_count(),
+            "data_fingerprint": self.info.fingerprint,
+        }
+
+
+class StepCompiler:
+    """The compiled training step of the current stage; compiled anew where the objective's static sizes change."""
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+        self._stage: Objective | None = None
+        self._compiled: Any = None
+        self.flops: float | None = None
+
+    def at(self, step: int, state: TrainState, batch: dict[str, jax.Array]) -> Any:
+        """The step function for update number `step` (from 0)."""
+        trainer = self._trainer
+        stage = trainer.objective.stage(step / trainer.plan.total_steps)
+        if stage is not self._stage:
+            function = make_train_step(
+                stage,
+                trainer.optimizer,
+                trainer.rates,
+                seed=trainer.config.seed,
+                total_steps=trainer.plan.total_steps,
+                steps_per_epoch=trainer.plan.steps_per_epoch,
+                accumulation_steps=trainer.config.accumulation_steps,
+            )
+            shardings = jax.tree.map(lambda x: x.sharding, state)
+            jitted = jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
+            self._compiled = jitted.lower(state, batch).compile()
+            self._stage = stage
+            self.flops = compiled_flops(self._compiled)
+        return self._compiled
+
+
+def _json_safe(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _json_safe(v) for k, v in value.items()}
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,120 @@
+"""One optimiser update as a pure function of state and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mim_jax.contract import Batch, Clock, Objective, Variables
+from mim_jax.training.optimizer import Rates
+from mim_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformationExtraArgs,
+    rates: Rates,
+    *,
+    seed: int,
+    total_steps: int,
+    steps_per_epoch: float,
+    accumulation_steps: int = 1,
+) -> StepFunction:
+    """The training step: loss and gradients, optimiser, the objective's own update.
+
+    An update that is not finite (loss or gradient norm) leaves variables and optimiser state as they are and is
+    counted. Metrics are float32 scalars: `loss`, `terms/*`, `lr`, `weight_decay`, `grad_norm`, `update_norm`,
+    `param_norm`, `finite`.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        clock = Clock.at(state.step, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        loss, terms, new_state, grads = _gradients(objective, state.variables, batch, rng, clock, accumulation_steps)
+        params = state.variables["params"]
+        updates, opt_state = optimizer.update(grads, state.opt_state, params, step=state.step)
+        variables = {**state.variables, "params": optax.apply_updates(params, updates)}
+        if new_state is not None:
+            variables["state"] = new_state
+        variables = objective.update(variables, clock)
+
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        variables, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (variables, opt_state),
+            (state.variables, state.opt_state),
+        )
+        bad = (~finite).astype(jnp.int32)
+        new = TrainState(
+            step=state.step + 1,
+            variables=variables,
+            opt_state=opt_state,
+            skipped=state.skipped + bad,
+            consecutive_skipped=(state.consecutive_skipped + bad) * bad,
+        )
+        metrics = {
+            "loss": loss,
+            **{f"terms/{name}": value for name, value in terms.items()},
+            "lr": rates.learning_rate(state.step),
+            "weight_decay": rates.weight_decay(state.step),
+            "grad_norm": grad_norm,
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
+            "finite": finite,
+            "consecutive_skipped": new.consecutive_skipped,
+            "skipped": new.skipped,
+        }
+        return new, metrics
+
+    return train_step
+
+
+def _gradients(
+    objective: Objective, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock, accumulation_steps: int
+) -> tuple[jax.Array, Metrics, Any, Any]:
+    """Loss, its terms, new method state (or None) and gradients, averaged over micro-batches."""
+    mask_rng, loss_rng = jax.random.split(rng)
+    # Masks are drawn for the whole batch, so that accumulation does not change what is hidden.
+    masks = objective.masks(variables, batch, mask_rng, clock)
+    has_state = "state" in variables
+
+    def loss_function(params, method_state, micro_batch, micro_masks, micro_rng):
+        current = {**variables, "params": params}
+        if has_state:
+            current["state"] = method_state
+        loss, aux = objective.loss(current, micro_batch, micro_masks, micro_rng, clock)
+        return loss, (dict(aux["terms"]), aux["state"] if has_state else None)
+
+    gradient = jax.value_and_grad(loss_function, has_aux=True)
+    params, method_state = variables["params"], variables.get("state")
+    if accumulation_steps == 1:
+        (loss, (terms, new_state)), grads = gradient(params, method_state, batch, masks, loss_rng)
+        return loss, terms, new_state, grads
+
+    def split(x):
+        # Every micro-batch takes every accumulation_steps-th example, so each device keeps to its own rows.
+        return jnp.swapaxes(x.reshape(x.shape[0] // accumulation_steps, accumulation_steps, *x.shape[1:]), 0, 1)
+
+    def accumulate(carry, inputs):
+        method_state, total = carry
+        micro_batch, micro_masks, index = inputs
+        micro_rng = jax.random.fold_in(loss_rng, index)
+        (loss, (terms, method_state)), grads = gradient(params, method_state, micro_batch, micro_masks, micro_rng)
+        return (method_state, jax.tree.map(jnp.add, total, (loss, terms, grads))), None
+
+    micro = jax.tree.map(split, (dict(batch), masks))
+    shapes = jax.eval_shape(gradient, params, method_state, *jax.tree.map(lambda x: x[0], micro), loss_rng)
+    (loss_shape, (terms_shape, _)), grads_shape = shapes
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss_shape, terms_shape, grads_shape))
+    indices = jnp.arange(accumulation_steps, dtype=jnp.int32)
+    (new_state, total), _ = jax.lax.scan(accumulate, (method_state, zeros), (*micro, indices))
+    loss, terms, grads = jax.tree.map(lambda x: x / accumulation_steps, total)
+    return loss, terms, new_state, grads
