@@ -12,3 +12,5 @@ import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
+# The networks here are tiny: compiling them costs far more than running them, and twice as much with optimisations on.
+jax.config.update("jax_disable_most_optimizations", True)

@@ -52,10 +52,10 @@ def make_optimizer(config: ConfigDict, params: Any, rates: Rates) -> optax.Gradi
         *_DIRECTIONS[optimizer.name](optimizer, decay, decayed),
         scale_by_rate(rates.learning_rate, scales),
     )
-    if not optimizer.frozen:
-        return optax.with_extra_args_support(chain)
-    labels = jax.tree.map(lambda x: "frozen" if x else "trained", frozen)
-    return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+    if optimizer.frozen:
+        labels = jax.tree.map(lambda x: "frozen" if x else "trained", frozen)
+        chain = optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+    return _with_standard_promotion(chain)
 
 
 def decay_weights(weight_decay: Schedule, mask: Any) -> optax.GradientTransformationExtraArgs:
@@ -130,6 +130,17 @@ def scale_by_layer_trust_ratio(coefficient: float, mask: Any) -> optax.GradientT
         return map_with_name(ratio, updates, params, _like(mask, updates)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _with_standard_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    # optax mixes integers and floats, which JAX refuses where a user (or our tests) asks for strict promotion.
+    inner = optax.with_extra_args_support(inner)
+
+    def update(updates, state, params=None, **extra):
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _like(tree: Any, updates: Any) -> Any:

@@ -1,0 +1,84 @@
+import math
+
+import numpy as np
+import pytest
+
+import mim_jax
+from mim_jax.errors import ConfigError
+from mim_jax.training.duration import RunLength
+from mim_jax.training.schedules import learning_rate_schedule, peak_learning_rate, weight_decay_schedule
+
+LENGTH = RunLength(num_examples=1000, batch_size=10)
+TOTAL = 1000
+
+
+@pytest.fixture
+def config():
+    config = mim_jax.default_config(method="mae")
+    config.batch_size = 10
+    config.optimizer.lr_reference_batch = None
+    config.optimizer.lr = 2.0
+    config.schedule.warmup = "1 epoch"
+    return config
+
+
+def at(schedule, step):
+    return float(schedule(np.int32(step)))
+
+
+def test_lr_scales_with_the_batch():
+    config = mim_jax.default_config(method="mae")
+    config.batch_size = 4096
+    assert peak_learning_rate(config) == pytest.approx(2.4e-3)  # MAE's 1.5e-4 x 4096 / 256
+
+
+def test_cosine_has_the_papers_shape(config):
+    config.schedule.end_lr = 0.5
+    schedule = learning_rate_schedule(config, TOTAL, LENGTH)
+    assert at(schedule, 0) == 0.0
+    assert at(schedule, 50) == pytest.approx(1.0)
+    assert at(schedule, 100) == pytest.approx(2.0)
+    assert at(schedule, 550) == pytest.approx((2.0 + 0.5) / 2)
+    assert at(schedule, TOTAL) == pytest.approx(0.5)
+
+
+def test_timms_cosine_counts_from_the_start(config):
+    config.schedule.cosine_includes_warmup = True
+    schedule = learning_rate_schedule(config, TOTAL, LENGTH)
+    assert at(schedule, 100) == pytest.approx(1.0 * (1 + math.cos(math.pi * 0.1)))
+
+
+def test_offset_uses_the_next_steps_rate(config):
+    config.schedule.start_lr = 0.4
+    config.schedule.offset = 1
+    schedule = learning_rate_schedule(config, TOTAL, LENGTH)
+    assert at(schedule, 0) == pytest.approx(0.4 + (2.0 - 0.4) / 100)  # I-JEPA: lr_1 = start + (ref - start) / warm
+
+
+def test_step_schedule_multiplies_at_milestones(config):
+    config.schedule.update(name="step", milestones=("5 epochs", "9 epochs"), gamma=0.1)
+    schedule = learning_rate_schedule(config, TOTAL, LENGTH)
+    assert [at(schedule, s) for s in (499, 500, 899, 900)] == pytest.approx([2.0, 0.2, 0.2, 0.02])
+
+
+def test_rsqrt_and_constant(config):
+    config.schedule.name = "rsqrt"
+    assert at(learning_rate_schedule(config, TOTAL, LENGTH), 400) == pytest.approx(2.0 * math.sqrt(100 / 400))
+    config.schedule.name = "constant"
+    assert at(learning_rate_schedule(config, TOTAL, LENGTH), 999) == pytest.approx(2.0)
+
+
+def test_weight_decay_follows_a_cosine_to_its_end(config):
+    config.optimizer.weight_decay = 0.04
+    assert at(weight_decay_schedule(config, TOTAL), 700) == pytest.approx(0.04)
+    config.optimizer.weight_decay_end = 0.4
+    schedule = weight_decay_schedule(config, TOTAL)
+    assert [at(schedule, s) for s in (0, 500, 1000)] == pytest.approx([0.04, 0.22, 0.4])
+
+
+def test_mistakes_are_named(config):
+    with pytest.raises(ConfigError, match=r"schedule\.warmup.*longer than duration"):
+        learning_rate_schedule(config, 50, LENGTH)
+    config.schedule.name = "cosin"
+    with pytest.raises(ConfigError, match=r"schedule\.name.*cosine"):
+        learning_rate_schedule(config, TOTAL, LENGTH)
