@@ -6,9 +6,12 @@ with a traceback; here every mistake is one sentence that names the nearest key.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
+import absl.logging
 from absl import app, flags
 from ml_collections import ConfigDict
 
@@ -48,6 +51,7 @@ def run_main(main: Callable[[str | None, dict[str, str]], None]) -> None:
     path, overrides, rest = split_config_arguments(sys.argv)
 
     def wrapped(argv: list[str]) -> None:
+        show_own_logs_only()
         try:
             if len(argv) > 1:
                 raise ConfigError(f"Unexpected argument {argv[1]!r}.")
@@ -65,6 +69,17 @@ def config_from_command_line(path: str | None, overrides: dict[str, str]) -> Con
     if not path:
         raise ConfigError("Give a config: --config=configs/mae_fashion_mnist.py")
     return apply_overrides(load_config(path), overrides)
+
+
+def show_own_logs_only() -> None:
+    """This package's messages go to stderr, one plain line each; libraries are heard from warnings up."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    own = logging.getLogger("mim_jax")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    own.handlers, own.propagate = [handler], False
+    own.setLevel(logging.INFO)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ def objective_class(*, method: str | None = None, task: str | None = None) -> ty
     kind, name = ("method", method) if method else ("task", task)
     names = objective_names(kind)
     if name not in names:
-        raise ConfigError(f"There is no {kind} {name!r}{_nearest(name, names)}; known: {', '.join(names)}.")
+        raise ConfigError(f"There is no {kind} {name!r}{_nearest(name, names)} Known: {', '.join(names)}.")
     module = importlib.import_module(f"mim_jax.{kind}s.{name}")
     found = [
         value
@@ -86,7 +86,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     """
     given = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     complete = default_config(method=given.get("method") or None, task=given.get("task") or None)
-    _merge(complete, given, "")
+    _merge(complete, given)
     return complete
 
 
@@ -124,7 +124,7 @@ def override(config: ConfigDict, name: str, value: Any) -> None:
     nested = value
     for part in reversed(name.split(".")):
         nested = {part: nested}
-    _merge(config, nested, "")
+    _merge(config, nested)
 
 
 def parse_value(config: ConfigDict, name: str, text: str) -> Any:
@@ -165,15 +165,17 @@ def _on_path(folder: str) -> Iterator[None]:
         sys.path.remove(folder)
 
 
-def _merge(config: ConfigDict, given: Mapping[str, Any], prefix: str) -> None:
+def _merge(config: ConfigDict, given: Mapping[str, Any], prefix: str = "", root: ConfigDict | None = None) -> None:
+    root = config if root is None else root
     for key, value in given.items():
         name = f"{prefix}{key}"
         if key not in config:
-            raise ConfigError(f"There is no config key {name!r}{_nearest(name, _names(config, prefix))}.")
+            raise ConfigError(f"There is no config key {name!r}{_nearest(name, _names(root))}")
         if isinstance(config[key], ConfigDict):
             if not isinstance(value, Mapping | ConfigDict):
-                raise ConfigError(f"{name} is a section; set one of {', '.join(_names(config[key], name + '.'))}.")
-            _merge(config[key], value, f"{name}.")
+                inner = ", ".join(_names(config[key], f"{name}."))
+                raise ConfigError(f"{name} is a section{f'; set one of {inner}' if inner else ' without keys'}.")
+            _merge(config[key], value, f"{name}.", root)
         else:
             _assign(config, key, name, value)
 
@@ -192,7 +194,7 @@ def _assign(config: ConfigDict, key: str, name: str, value: Any) -> None:
         config[key] = float(value) if expected is float and type(value) is int else value
 
 
-def _names(config: ConfigDict, prefix: str) -> list[str]:
+def _names(config: ConfigDict, prefix: str = "") -> list[str]:
     names = []
     for key in config:
         names.append(f"{prefix}{key}")
@@ -202,7 +204,10 @@ def _names(config: ConfigDict, prefix: str) -> list[str]:
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    section, _, key = name.rpartition(".")
+    siblings = {n.rpartition(".")[2]: n for n in names if n.rpartition(".")[0] == section}
+    close = [siblings[key] for key in difflib.get_close_matches(key, siblings, n=1, cutoff=0.65)]
     if not close:  # a right name in the wrong section
-        close = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    return f"; did you mean {close[0]!r}?" if close else ""
+        close = sorted((n for n in names if n.rpartition(".")[2] == key), key=lambda n: n.count("."))
+    close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "."

@@ -8,9 +8,6 @@ saving (start again), 1 anything else.
 
 from __future__ import annotations
 
-import logging
-import sys
-
 import jax
 from absl import flags
 
@@ -45,5 +42,4 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     run_main(main)

@@ -40,7 +40,8 @@ class Checkpointer:
         self.directory = pathlib.Path(workdir).expanduser().absolute() / "checkpoints"
         if read_only and not self.directory.is_dir():
             raise CheckpointError(f"There are no checkpoints under {self.directory.parent}; give a run's workdir.")
-        self._had_any = bool(self._step_directories())
+        self._damaged = self.directory.parent / "damaged"
+        self._had_any = bool(self._step_directories()) or self._damaged.exists()
         if not read_only:
             self._discard_empty_steps()
         self._manager = ocp.CheckpointManager(
@@ -101,7 +102,7 @@ class Checkpointer:
 
     def meta(self, step: int) -> dict[str, Any]:
         """The metadata saved with a step: config, versions, checksums."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        return self._read(step, meta=ocp.args.JsonRestore()).meta
 
     def restore_latest(self, template: TrainState, check_meta: Callable[[dict], None]) -> TrainState | None:
         """The newest sound checkpoint on the template's shardings, or None where the run has never had one.
@@ -117,9 +118,7 @@ class Checkpointer:
                 check_meta(meta)
                 _check_names(template, meta, step)
                 return self._restore(step, template, meta)
-            except ConfigError:
-                raise
-            except (CheckpointError, OSError, ValueError, KeyError, TypeError) as error:
+            except CheckpointError as error:
                 logger.warning("Checkpoint %d is damaged and set aside: %s", step, error)
                 self._set_aside(step)
         if self._had_any:
@@ -131,25 +130,25 @@ class Checkpointer:
 
     def restore_variables(self, step: int, template: Variables) -> Variables:
         """The variables of one step, verified; raises CheckpointError if they are damaged."""
-        try:
-            meta = self.meta(step)
-            args = ocp.args.Composite(variables=ocp.args.StandardRestore(template))
-            variables = self._manager.restore(step, args=args).variables
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"Checkpoint {step} under {self.directory} cannot be read: {error}") from error
+        meta = self.meta(step)
+        variables = self._read(step, variables=ocp.args.StandardRestore(template)).variables
         _verify({"variables": variables}, meta, step)
         return variables
 
     def _restore(self, step: int, template: TrainState, meta: dict[str, Any]) -> TrainState:
         variables, optimizer = _items(template)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(variables), optimizer=ocp.args.StandardRestore(optimizer)
-            ),
+        restored = self._read(
+            step, variables=ocp.args.StandardRestore(variables), optimizer=ocp.args.StandardRestore(optimizer)
         )
         _verify({"variables": restored.variables, "optimizer": restored.optimizer}, meta, step)
         return TrainState(variables=restored.variables, **restored.optimizer)
+
+    def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> ocp.args.Composite:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax raises bare Exceptions for unreadable arrays
+            reason = str(error).partition("\n")[0][:200]
+            raise CheckpointError(f"Checkpoint {step} under {self.directory} cannot be read: {reason}") from error
 
     def _step_directories(self) -> list[pathlib.Path]:
         if not self.directory.is_dir():
@@ -167,8 +166,8 @@ class Checkpointer:
         if self._read_only:
             return
         if jax.process_index() == 0:
-            target = self.directory.parent / "damaged" / f"{step}"
-            target.parent.mkdir(exist_ok=True)
+            target = self._damaged / f"{step}"
+            self._damaged.mkdir(exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
             shutil.move(self.directory / str(step), target)
         self._manager.reload()

@@ -37,6 +37,7 @@ from mim_jax.training.writers import Writers, make_writers
 
 logger = logging.getLogger(__name__)
 
+_GUARD = ("finite", "consecutive_skipped")  # for the loop itself, not for the log
 _IN_FLIGHT = 2  # steps the host may run ahead of the devices
 
 
@@ -132,6 +133,9 @@ class Trainer:
         self, state: TrainState, checkpointer: Checkpointer, writers: Writers, preemption: PreemptionNotice
     ) -> TrainState:
         plan, start = self.plan, int(state.step)
+        if start >= plan.total_steps:
+            logger.info("The run is already complete at step %d.", start)
+            return state
         batches = data.train_batches(
             self.config,
             start_step=start,
@@ -157,9 +161,8 @@ class Trainer:
                 self._check_finite(*pending.popleft(), state, checkpointer)
             writers.advance(done)
             if done % plan.log_every == 0 or done == plan.total_steps:
-                scalars = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                scalars["epoch"] = done / plan.steps_per_epoch
-                writers.write(done, {**scalars, **meter.read(done - start, steps.flops, self.config.compute.dtype)})
+                speed = meter.read(done - start, steps.flops, self.config.compute.dtype)
+                writers.write(done, {**_logged(metrics), "epoch": done / plan.steps_per_epoch, **speed})
                 checkpointer.check()
             if plan.evaluate_every and (done % plan.evaluate_every == 0 or done == plan.total_steps):
                 with meter.paused():
@@ -268,6 +271,11 @@ class StepCompiler:
             self._stage = stage
             self.flops = compiled_flops(self._compiled)
         return self._compiled
+
+
+def _logged(metrics: dict[str, Any]) -> dict[str, float]:
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    return {"loss": values.pop("loss"), **{k: v for k, v in values.items() if k not in _GUARD}}
 
 
 def _json_safe(value: Any) -> Any:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pathlib
+import socket
 import sys
+import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import tqdm
 
@@ -53,27 +56,34 @@ def _step_of(line: str) -> float:
 
 
 class TensorBoardWriter:
-    """TensorBoard event files, through the `tensorboard` package alone (no TensorFlow)."""
+    """TensorBoard event files, from TensorBoard's own record format and messages.
+
+    Its EventFileWriter would import TensorFlow wherever that is installed, which takes seconds and memory.
+    """
 
     def __init__(self, directory: pathlib.Path):
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
+        directory.mkdir(parents=True, exist_ok=True)
         self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(directory))
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((directory / name).open("wb"))
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one event with all scalars."""
-        import time
-
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))
-        self._writer.add_event(event)
+        self._add(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
 
     def close(self) -> None:
-        """Flushes and closes the event file."""
-        self._writer.close()
+        """Closes the event file."""
+        self._records.close()
+
+    def _add(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+        self._records.flush()
 
 
 class ConsoleWriter:
