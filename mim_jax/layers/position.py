@@ -80,8 +80,6 @@ class PositionTable(nn.Module):
     @nn.compact
     def __call__(self) -> tuple[jax.Array | None, jax.Array | None]:
         """Float32 table of the patches `[h * w, width]` and row of the class token `[width]`; None where absent."""
-        if self.position not in POSITIONS:
-            raise ConfigError(f"model.position is {self.position!r}; choose one of {', '.join(POSITIONS)}.")
         if self.position == "none":
             return None, None
         if self.position == "sincos":

@@ -13,7 +13,7 @@ from mim_jax.layers.block import BlockStack, layer_norm
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import find_scheme
 from mim_jax.layers.patches import PatchEmbed, as_pair, patch_grid, patchify
-from mim_jax.layers.position import PositionTable, RelativeBias
+from mim_jax.layers.position import POSITIONS, PositionTable, RelativeBias
 from mim_jax.masking.token_mask import take_tokens
 
 _SIZES = {
@@ -177,6 +177,10 @@ def build(config: ConfigDict, *, mask_token: bool = False, final_norm: bool = Tr
         raise ConfigError(f"model.pool is {model.pool!r}; choose 'mean', or 'class' with model.class_token=True.")
     if not 0.0 <= model.drop_path < 1.0:
         raise ConfigError(f"model.drop_path is {model.drop_path}; it must lie in [0, 1).")
+    if model.position not in POSITIONS:
+        raise ConfigError(f"model.position is {model.position!r}; choose one of {', '.join(POSITIONS)}.")
+    if model.position.startswith("sincos") and model.width % 4:
+        raise ConfigError(f"model.width is {model.width}; sin-cos positions need a multiple of 4.")
     find_scheme(model.init_scheme)
     encoder = ViT(
         image_size=as_pair(config.image_size),
