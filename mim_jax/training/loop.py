@@ -9,6 +9,7 @@ import json
 import logging
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import flax
@@ -100,7 +101,7 @@ class Trainer:
           TrainingError: the loss stopped being finite.
           SystemExit: with EXIT_PREEMPTED after a SIGTERM, once the state is saved.
         """
-        self._prepare_workdir()
+        self.workdir.mkdir(parents=True, exist_ok=True)
         checkpointer = Checkpointer(
             self.workdir,
             keep=self.config.checkpoint.keep,
@@ -115,6 +116,7 @@ class Trainer:
             self.mesh,
             allow_config_change=self._allow_config_change,
         )
+        self._write_config()  # only now: a refused resume leaves the run's own config as it is
         writers = make_writers(
             self.workdir,
             self.plan.total_steps,
@@ -126,23 +128,26 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             stack.callback(checkpointer.close)
             stack.callback(writers.close)
+            if int(state.step) >= self.plan.total_steps:
+                logger.info("The run is already complete at step %d.", int(state.step))
+                return state
             preemption = stack.enter_context(PreemptionNotice())
-            return self._train(state, checkpointer, writers, preemption)
+            stream = stack.enter_context(data.prefetch(self._batches(int(state.step)), self._put))
+            return self._train(state, stream, checkpointer, writers, preemption)
+
+    def _batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        return data.train_batches(self.config, start_step=start_step, **processes)
 
     def _train(
-        self, state: TrainState, checkpointer: Checkpointer, writers: Writers, preemption: PreemptionNotice
+        self,
+        state: TrainState,
+        stream: Iterator[dict[str, jax.Array]],
+        checkpointer: Checkpointer,
+        writers: Writers,
+        preemption: PreemptionNotice,
     ) -> TrainState:
         plan, start = self.plan, int(state.step)
-        if start >= plan.total_steps:
-            logger.info("The run is already complete at step %d.", start)
-            return state
-        batches = data.train_batches(
-            self.config,
-            start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        stream = data.prefetch(batches, self._put)
         steps = StepCompiler(self)
         meter = Meter(self.config.batch_size, stream)
         pending: collections.deque = collections.deque()
@@ -158,7 +163,7 @@ class Trainer:
             pending.append((done, metrics))
             # Looking at a step that has surely ended keeps the devices busy and notices trouble soon.
             if len(pending) > _IN_FLIGHT:
-                self._check_finite(*pending.popleft(), state, checkpointer)
+                self._check_finite(*pending.popleft(), state)
             writers.advance(done)
             if done % plan.log_every == 0 or done == plan.total_steps:
                 speed = meter.read(done - start, steps.flops, self.config.compute.dtype)
@@ -170,7 +175,7 @@ class Trainer:
             stopping = preemption.received(done)
             if done % plan.checkpoint_every == 0 or done == plan.total_steps or stopping:
                 for item in pending:
-                    self._check_finite(*item, state, checkpointer)
+                    self._check_finite(*item, state)
                 pending.clear()
                 with meter.paused():
                     checkpointer.save(state, self._meta())
@@ -197,7 +202,7 @@ class Trainer:
         if results:
             writers.write(step, results)
 
-    def _check_finite(self, step: int, metrics: dict[str, Any], state: TrainState, checkpointer: Checkpointer) -> None:
+    def _check_finite(self, step: int, metrics: dict[str, Any], state: TrainState) -> None:
         if bool(metrics["finite"]):
             return
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
@@ -223,10 +228,9 @@ class Trainer:
             "Lower optimizer.lr, set optimizer.clip_norm, or nonfinite='skip'."
         )
 
-    def _prepare_workdir(self) -> None:
+    def _write_config(self) -> None:
         if not self._is_main:
             return
-        self.workdir.mkdir(parents=True, exist_ok=True)
         file = self.workdir / "config.json"
         temporary = file.with_suffix(".json.tmp")
         temporary.write_text(json.dumps(self.config.to_dict(), indent=1) + "\n")

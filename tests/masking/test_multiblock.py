@@ -85,12 +85,14 @@ def test_all_images_of_a_batch_share_the_block_width(draws):
 
 
 def test_a_crowded_context_is_filled_from_the_last_target_first():
-    sampler = MultiBlockSampler(grid=(6, 6), num_targets=2, target_scale=(0.3, 0.3), target_aspect=(1.0, 1.0), num_context=24)
+    sampler = MultiBlockSampler(
+        grid=(6, 6), num_targets=2, target_scale=(0.3, 0.3), target_aspect=(1.0, 1.0), num_context=24
+    )
     for seed in range(20):
         masks = jax.device_get(sampler(jax.random.key(seed), 4))
         for image in range(4):
             context = set(masks.context[0][image].tolist())
-            first, last = (set(ids[image].tolist()) for ids in masks.targets)
+            first, _ = (set(ids[image].tolist()) for ids in masks.targets)
             if context & first:  # only once every patch freed by giving up the last target is in use
                 inside = {y * 6 + x for y in range(5) for x in range(5)}
                 assert inside - first <= context

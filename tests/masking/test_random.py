@@ -22,7 +22,9 @@ def test_samples_of_a_batch_differ():
     assert len({row.tobytes() for row in mask}) == 32
 
 
-@pytest.mark.parametrize(("grid", "cell", "ratio"), [((14, 14), (2, 2), 0.6), ((7, 7), (1, 1), 0.5), ((8, 12), (4, 2), 0.4)])
+@pytest.mark.parametrize(
+    ("grid", "cell", "ratio"), [((14, 14), (2, 2), 0.6), ((7, 7), (1, 1), 0.5), ((8, 12), (4, 2), 0.4)]
+)
 def test_cells_are_hidden_whole_and_counted_by_ceil(grid, cell, ratio):
     mask = random_cell_mask(jax.random.key(1), 20, grid, cell, ratio)
     rows, columns = grid[0] // cell[0], grid[1] // cell[1]

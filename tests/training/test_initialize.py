@@ -1,0 +1,95 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mim_jax
+from mim_jax.errors import ConfigError
+from mim_jax.layers.position import resize_position_table
+from mim_jax.training.initialize import check_same_config, graft
+
+
+@pytest.fixture
+def config():
+    return mim_jax.default_config(method="mae")
+
+
+def refused(config, changed, allow=False):
+    with pytest.raises(ConfigError) as error:
+        check_same_config(config.to_dict(), changed, allow)
+    return str(error.value)
+
+
+def test_the_same_config_passes(config):
+    check_same_config(config.to_dict(), mim_jax.default_config(method="mae"), False)
+
+
+def test_what_only_watches_or_places_may_change(config):
+    changed = mim_jax.default_config(method="mae")
+    changed.log.every = "7 steps"
+    changed.mesh.fsdp = 4
+    changed.compute.scan = True
+    check_same_config(config.to_dict(), changed, False)
+
+
+def test_the_schedule_may_change_when_asked(config):
+    changed = mim_jax.default_config(method="mae")
+    changed.optimizer.lr = 1.0
+    message = refused(config, changed)
+    assert "optimizer.lr 0.00015 -> 1.0" in message and "--allow_config_change" in message
+    check_same_config(config.to_dict(), changed, True)
+
+
+def test_the_model_may_never_change(config):
+    changed = mim_jax.default_config(method="mae")
+    changed.model.depth = 3
+    assert "model.depth 12 -> 3" in refused(config, changed, allow=True)
+    assert "another workdir" in refused(config, changed, allow=True)
+
+
+def leaf(*shape, value=0.0):
+    return jnp.full(shape, value)
+
+
+def test_graft_takes_namesakes_and_reports_the_rest():
+    source = {"params": {"encoder": {"a": leaf(2, value=1.0), "b": leaf(3, value=1.0)}, "decoder": {"c": leaf(1)}}}
+    fresh = {"params": {"encoder": {"a": leaf(2), "b": leaf(4)}, "head": {"d": leaf(2)}}}
+    variables, lines = graft(fresh, source, None)
+    np.testing.assert_array_equal(variables["params"]["encoder"]["a"], [1.0, 1.0])
+    np.testing.assert_array_equal(variables["params"]["encoder"]["b"], np.zeros(4))
+    assert lines[0].startswith("  loaded: 1 arrays (params/encoder)")
+    assert lines[2].startswith("  left random: 2 arrays (params/encoder, params/head)")
+
+
+def test_graft_fills_a_frozen_encoder_from_the_trained_one():
+    source = {"params": {"encoder": {"a": leaf(2, value=1.0)}}}
+    variables, _ = graft({"teacher": {"encoder": {"a": leaf(2)}}}, source, None)
+    np.testing.assert_array_equal(variables["teacher"]["encoder"]["a"], [1.0, 1.0])
+
+
+def test_graft_can_be_limited_to_parts():
+    source = {"params": {"encoder": {"a": leaf(2, value=1.0)}, "head": {"d": leaf(2, value=1.0)}}}
+    fresh = jax.tree.map(jnp.zeros_like, source)
+    variables, _ = graft(fresh, source, ("encoder",))
+    np.testing.assert_array_equal(variables["params"]["head"]["d"], np.zeros(2))
+
+
+def test_graft_resizes_position_tables():
+    tiny = dict(
+        task="classification", num_classes=3, model=dict(width=8, depth=1, heads=2, patch_size=4, position="learned")
+    )
+    small = mim_jax.create({**tiny, "image_size": 8})
+    large = mim_jax.create({**tiny, "image_size": 16})
+    table = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    path = {"encoder": {"position": {"table": jnp.asarray(table)}, "class_token": leaf(8)}}
+    fresh = {"encoder": {"position": {"table": leaf(17, 8)}, "class_token": leaf(8)}}
+    variables, lines = graft({"params": fresh}, {"params": path}, None, small, large)
+    resized = variables["params"]["encoder"]["position"]["table"]
+    np.testing.assert_array_equal(resized[0], table[0])
+    np.testing.assert_allclose(resized[1:], resize_position_table(table[1:], (2, 2), (4, 4)), rtol=1e-6)
+    assert "resized: 1 arrays" in lines[1]
+
+
+def test_nothing_in_common_is_an_error():
+    with pytest.raises(ConfigError, match="init_from"):
+        graft({"params": {"a": leaf(2)}}, {"params": {"b": leaf(2)}}, None)

@@ -1,0 +1,232 @@
+import json
+import logging
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mim_jax.errors import CheckpointError, ConfigError, TrainingError
+from mim_jax.training.checkpoint import Checkpointer, load_run
+from mim_jax.training.loop import Trainer
+from mim_jax.training.preemption import EXIT_PREEMPTED
+from mim_jax.training.writers import Writers
+from tests.tiny import ROOT, tiny_config
+
+CONFIG = "configs/mae_fashion_mnist.py"
+SMALL = {
+    "data.source": "synthetic:64",
+    "batch_size": 16,
+    "model.width": 16,
+    "model.depth": 1,
+    "model.heads": 2,
+    "decoder.width": 16,
+    "decoder.depth": 1,
+    "decoder.heads": 2,
+    "duration": "8 steps",
+    "schedule.warmup": "2 steps",
+    "checkpoint.every": "2 steps",
+    "log.every": "1 steps",
+    "log.tensorboard": False,
+    "evaluation.every": None,
+}
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(workdir):
+    return {row["step"]: row["loss"] for row in rows(workdir) if "loss" in row}
+
+
+def command(workdir, overrides=None, *flags):
+    changes = {**SMALL, **(overrides or {})}
+    return [
+        sys.executable,
+        "-m",
+        "mim_jax.train",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in changes.items()),
+        *flags,
+    ]
+
+
+def launch(arguments, devices=1, **kwargs):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of eight steps that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    Trainer(tiny_config("mae"), workdir).run()
+    return workdir
+
+
+def test_a_run_leaves_its_config_metrics_and_checkpoints(finished):
+    assert [row["step"] for row in rows(finished)] == list(range(1, 9))
+    assert Checkpointer(finished, read_only=True).steps() == [4, 8]
+    assert json.loads((finished / "config.json").read_text())["method"] == "mae"
+    last = rows(finished)[-1]
+    assert {"loss", "terms/reconstruction", "lr", "grad_norm", "param_norm", "epoch"} <= set(last)
+    assert {"images_per_second", "step_seconds", "data_wait_share", "flops_per_second", "peak_share"} <= set(last)
+
+
+def test_running_it_again_does_nothing(finished, caplog):
+    before = (finished / "metrics.jsonl").read_text()
+    with caplog.at_level(logging.INFO):
+        Trainer(tiny_config("mae"), finished).run()
+    assert "already complete" in caplog.text
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_resuming_from_the_middle_gives_the_same_run(finished, tmp_path, monkeypatch):
+    write = Writers.write
+
+    def interrupt(writers, step, scalars):
+        write(writers, step, scalars)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Writers, "write", interrupt)
+        Trainer(tiny_config("mae"), tmp_path).run()
+    Trainer(tiny_config("mae"), tmp_path).run()
+    assert losses(tmp_path) == losses(finished)
+    assert_same_variables(tmp_path, finished)
+
+
+def assert_same_variables(one, other):
+    leaves = [jax.tree.leaves(load_run(workdir).variables) for workdir in (one, other)]
+    assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
+
+
+def test_load_run_names_what_is_missing(finished, tmp_path):
+    assert load_run(finished).step == 8
+    with pytest.raises(CheckpointError, match=r"no checkpoint 5; it has \[4, 8\]"):
+        load_run(finished, step=5)
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load_run(tmp_path)
+
+
+def test_init_from_takes_over_a_run(finished, tmp_path, caplog):
+    config = tiny_config("mae", {"init_from": str(finished), "init_parts": ("encoder",), "duration": "2 steps"})
+    config.schedule.warmup = "0 steps"
+    with caplog.at_level(logging.INFO):
+        Trainer(config, tmp_path).run()
+    assert "Initialised from" in caplog.text and "left random" in caplog.text
+    assert losses(tmp_path)[1] < rows(finished)[0]["loss"]
+
+
+def test_a_non_finite_loss_stops_with_the_state_saved(tmp_path):
+    config = tiny_config("mae", {"optimizer.lr": 1e30, "schedule.warmup": "0 steps"})
+    with pytest.raises(TrainingError, match=r"is not finite.*optimizer\.clip_norm"):
+        Trainer(config, tmp_path).run()
+    (report,) = (tmp_path / "diagnostics").glob("nonfinite_*.json")
+    content = json.loads(report.read_text())
+    assert content["positions"][1] - content["positions"][0] == 16
+    assert list((tmp_path / "diagnostics").glob("step_*/checkpoints/*/variables"))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"batch_size": 20}, "batch_size 20"),
+        ({"duration": "forever"}, "duration"),
+        ({"optimizer.name": "adam"}, r"optimizer\.name"),
+        ({"schedule.warmup": "100 steps"}, r"schedule\.warmup"),
+        ({"nonfinite": "ignore"}, "nonfinite"),
+        ({"mesh.tensor": 3}, "mesh"),
+        ({"mask_ratio": 1.5}, "mask_ratio"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(change, match, tmp_path):
+    workdir = tmp_path / "run"
+    with pytest.raises(ConfigError, match=match):
+        Trainer(tiny_config("mae", change), workdir)
+    assert not workdir.exists()
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        Trainer(tiny_config("mae"), tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.optimizer.lrr=1"], "There is no config key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
+        (["--config.model.depth=two"], "model.depth must be of type int, not str ('two')."),
+        (["--config.evaluation.tasks=knn", "stray"], "Unexpected argument 'stray'."),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_sentence(arguments, message, tmp_path):
+    process = launch([*command(tmp_path / "run"), *arguments])
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert output.strip().splitlines()[-1].startswith(f"error: {message[:60]}")
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigkill_and_sigterm_are_survived_bit_for_bit(tmp_path):
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    steps = {"duration": "40 steps"}
+    assert launch(command(whole, steps)).wait(timeout=300) == 0
+
+    process = launch(command(torn, steps))
+    wait_for_step(torn, 5)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    killed_at = max(losses(torn))
+    assert killed_at < 40
+
+    process = launch(command(torn, steps))
+    wait_for_step(torn, killed_at + 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) in (EXIT_PREEMPTED, 0)  # 0: it had just finished
+
+    assert launch(command(torn, steps)).wait(timeout=300) == 0
+    assert losses(torn) == losses(whole)
+    assert [row["step"] for row in rows(torn)] == list(range(1, 41))
+    assert_same_variables(torn, whole)
+
+
+def test_two_processes_equal_one(tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert launch(command(alone, {"mesh.fsdp": 2}), devices=4).wait(timeout=300) == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    processes = [launch(command(together, {"mesh.fsdp": 2}, *flags, f"--process_id={i}"), devices=2) for i in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    expected, actual = losses(alone), losses(together)
+    assert list(actual) == list(expected)
+    np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-5)
+    assert load_run(together).step == 8  # written by two processes, read by one
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, seconds: float = 200.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (workdir / "metrics.jsonl").exists():
+            complete = [line for line in (workdir / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+            if complete and json.loads(complete[-1])["step"] >= step:
+                return
+        time.sleep(0.02)
+    raise TimeoutError(f"{workdir} did not reach step {step}.")
