@@ -1,0 +1,131 @@
+"""End-to-end fine-tuning of a pre-trained encoder as a classifier, as MAE does it (He et al. 2022, appendix A.1)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from mim_jax.contract import Batch, Clock, Masks, Objective, Variables
+from mim_jax.errors import ConfigError
+from mim_jax.fields import optional
+from mim_jax.layers import mixing
+from mim_jax.models import vit
+from mim_jax.targets.labels import check_num_classes, read_labels, smoothed_targets
+
+
+class Classification(Objective):
+    """Soft-target cross entropy of a linear head on pooled features; every parameter is trained.
+
+    With `model.pool="mean"` the patch tokens are averaged after the last block and BEFORE any norm, and a new LayerNorm
+    follows (the pre-trained final norm is not used); with "class" the head reads the class token after the final norm.
+    Label smoothing, mixup and CutMix act on the target once, inside `loss`.
+    """
+
+    @classmethod
+    def default_config(cls) -> ConfigDict:
+        """ViT-B/16 on ImageNet-1k."""
+        model = vit.default_config()
+        model.update(pool="mean", position="sincos_learned", drop_path=0.1)
+        return ConfigDict(
+            dict(
+                model=model,
+                num_classes=1000,
+                label_smoothing=0.1,
+                mixing=mixing.default_config(),
+                ema_decay=optional(float),  # e.g. 0.9999: evaluate an average of the parameters; None: evaluate them
+            )
+        )
+
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        check_num_classes(config.num_classes)
+        if not 0.0 <= config.label_smoothing < 1.0:
+            raise ConfigError(f"label_smoothing is {config.label_smoothing}; it must lie in [0, 1).")
+        if config.ema_decay is not None and not 0.0 < config.ema_decay < 1.0:
+            raise ConfigError(f"ema_decay is {config.ema_decay}; it must lie in (0, 1), or be None for no average.")
+        mixing.check_config(config.mixing)
+        norm_after_pooling = config.model.pool == "mean"
+        self.encoder = vit.build(config, final_norm=not norm_after_pooling)
+        # Pooling, norm and head run in float32: they cost nothing, and logits decide the metric.
+        self.norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False) if norm_after_pooling else None
+        # The official truncated normal of deviation 2e-5 cuts at +-2, so it is a plain normal.
+        self.head = nn.Dense(config.num_classes, kernel_init=nn.initializers.normal(2e-5))
+
+    def batch_spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+        """Images and `label [B]` int32."""
+        return {**super().batch_spec(batch_size), "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+
+    def init(self, rng: jax.Array, batch: Batch) -> Variables:
+        """`{"params": {"encoder", "norm" (mean pooling only), "head"}}`, and a copy as "teacher" with `ema_decay`."""
+        encoder_rng, head_rng = jax.random.split(rng)
+        images = jnp.zeros(batch["image"].shape, jnp.float32)[:1]
+        pooled = jnp.zeros((1, self.encoder.width), jnp.float32)
+        params = {
+            "encoder": self.encoder.init(encoder_rng, images)["params"],
+            "head": self.head.init(head_rng, pooled)["params"],
+        }
+        if self.norm is not None:
+            params["norm"] = self.norm.init(head_rng, pooled)["params"]
+        if self.config.ema_decay is None:
+            return {"params": params}
+        # A copy, not the same buffers: the training step donates its input, and a buffer can be donated only once.
+        return {"params": params, "teacher": jax.tree.map(jnp.copy, params)}
+
+    def loss(self, variables: Variables, batch: Batch, masks: Masks, rng: jax.Array, clock: Clock):
+        """Cross entropy with smoothed and mixed targets, mean over the batch.
+
+        `aux["prediction"]` are the logits and `aux["target"]` the probabilities `[B, classes]`. Where batches are never
+        mixed, `aux["metrics"]["accuracy"]` is the share of this batch that is classified correctly.
+        """
+        del masks, clock
+        config = self.config
+        mix_rng, drop_rng = jax.random.split(rng)
+        labels = read_labels(batch, config.num_classes)
+        images, target = batch["image"], smoothed_targets(labels, config.num_classes, config.label_smoothing)
+        mixes = mixing.is_on(config.mixing)
+        if mixes:
+            mixed = mixing.draw_mixing(mix_rng, images.shape[1:3], config.mixing)
+            images, target = mixed.images(images), mixed.targets(target)
+        features, logits = self._forward(variables["params"], images, drop_rng)
+        loss = optax.losses.softmax_cross_entropy(logits, target).mean()
+        aux = {"terms": {"cross_entropy": loss}, "prediction": logits, "target": target, "latent": features["tokens"]}
+        if not mixes:
+            aux["metrics"] = {"accuracy": (logits.argmax(axis=-1) == labels).astype(jnp.float32).mean()}
+        return loss, aux
+
+    def update(self, variables: Variables, clock: Clock) -> Variables:
+        """With `ema_decay`: `teacher <- decay * teacher + (1 - decay) * params`."""
+        del clock
+        decay = self.config.ema_decay
+        if decay is None:
+            return variables
+        teacher = jax.tree.map(
+            lambda old, new: decay * old + (1.0 - decay) * new, variables["teacher"], variables["params"]
+        )
+        return {**variables, "teacher": teacher}
+
+    def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+        """Features of intact images from the averaged parameters where they exist; `pooled` is what the head reads."""
+        return self._forward(self._evaluated(variables), images)[0]
+
+    def predict(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """Logits `[B, classes]` float32, from the averaged parameters where they exist."""
+        return self._forward(self._evaluated(variables), images)[1]
+
+    def _evaluated(self, variables: Variables) -> dict:
+        return variables["params" if self.config.ema_decay is None else "teacher"]
+
+    def _forward(self, params: dict, images: jax.Array, rng: jax.Array | None = None):
+        tokens = self.encoder.apply(
+            {"params": params["encoder"]},
+            images,
+            deterministic=rng is None,
+            rngs=None if rng is None else {"drop_path": rng},
+        )
+        features = self.encoder.split(tokens)
+        if self.norm is not None:
+            features["pooled"] = self.norm.apply({"params": params["norm"]}, features["pooled"])
+        return features, self.head.apply({"params": params["head"]}, features["pooled"])

@@ -1,0 +1,74 @@
+"""The downstream recipes of evaluation.md, algorithms A and B, as the committed configs give them."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import mim_jax
+from mim_jax.training.duration import RunLength
+from mim_jax.training.optimizer import Rates, layer_scales, make_optimizer
+from mim_jax.training.schedules import learning_rate_schedule, weight_decay_schedule
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+IMAGENET = 1_281_167
+
+
+def _load(name):
+    # In bfloat16 Flax's LayerNorm mixes dtypes, which tests refuse; shapes are the same.
+    config = mim_jax.load_config(str(CONFIGS / f"{name}.py"), {"compute.dtype": "float32"})
+    objective = mim_jax.create(config)
+    params = jax.eval_shape(objective.init, jax.random.key(0), objective.batch_spec())["params"]
+    length = RunLength(IMAGENET, config.batch_size)
+    steps = length.steps(config.duration, "duration")
+    rates = Rates(learning_rate_schedule(config, steps, length), weight_decay_schedule(config, steps))
+    make_optimizer(config, params, rates)  # refuses patterns that match no parameter
+    return config, params, rates.learning_rate, steps
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "epochs", "peak", "decay", "drop_path"),
+    [
+        ("mae_vit_b16_in1k_finetune", 86_567_656, 100, 2e-3, 0.65, 0.1),
+        ("mae_vit_l16_in1k_finetune", 304_326_632, 50, 4e-3, 0.75, 0.2),
+        ("mae_vit_h14_in1k_finetune", 632_045_800, 50, 4e-3, 0.75, 0.3),
+    ],
+)
+def test_fine_tuning_on_imagenet(name, parameters, epochs, peak, decay, drop_path):
+    config, params, learning_rate, steps = _load(name)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+    assert config.model.drop_path == drop_path
+    assert steps == int(epochs * IMAGENET / 1024)
+    warmup = int(5 * IMAGENET / 1024)
+    assert float(learning_rate(0)) == 0.0
+    assert float(learning_rate(warmup)) == pytest.approx(peak, rel=1e-5)
+    assert float(learning_rate(steps)) == pytest.approx(1e-6, rel=1e-4)
+    middle = (steps + warmup) // 2
+    assert float(learning_rate(middle)) == pytest.approx((peak + 1e-6) / 2, rel=1e-3)
+
+    scales = layer_scales(params, config.optimizer.layer_decay)
+    depth = config.model.depth
+    blocks = np.asarray(scales["encoder"]["stack"]["blocks"]["norm1"]["scale"]).ravel()
+    np.testing.assert_allclose(blocks, decay ** np.arange(depth, 0, -1), rtol=1e-5)
+    for embedding in ("patch_embed", "position", "class_token"):
+        for scale in jax.tree.leaves(scales["encoder"][embedding]):
+            assert float(scale) == pytest.approx(decay ** (depth + 1), rel=1e-4)
+    assert {float(scale) for part in ("norm", "head") for scale in jax.tree.leaves(scales[part])} == {1.0}
+
+
+def test_linear_probe_on_imagenet():
+    config, params, learning_rate, steps = _load("mae_vit_b16_in1k_linear")
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 769_000
+    assert steps == int(90 * IMAGENET / 16384)
+    assert float(learning_rate(int(10 * IMAGENET / 16384))) == pytest.approx(6.4, rel=1e-5)
+    assert float(learning_rate(steps)) == pytest.approx(0.0, abs=1e-6)
+    assert config.model.pool == "class"
+
+
+def test_fashion_mnist_continues_the_pre_training_config():
+    config, _, _, _ = _load("mae_fashion_mnist_finetune")
+    before = mim_jax.load_config(str(CONFIGS / "mae_fashion_mnist.py"))
+    for key in ("patch_size", "width", "depth", "heads", "mlp_ratio", "class_token"):
+        assert config.model[key] == before.model[key], key
+    assert config.data.source == before.data.source and config.image_size == before.image_size
