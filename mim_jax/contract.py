@@ -8,7 +8,8 @@ A method is a set of pure functions over plain pytrees:
 - `masks`: what is hidden, a pytree whose every leaf has the batch as its leading axis (so that it can be sharded and
   cut into micro-batches together with the batch).
 - `aux`: what `loss` returns beside the scalar: `terms` (every loss term by its name) and, where they exist,
-  `prediction`, `target`, `latent`, and `state` (the new value of `variables["state"]`).
+  `metrics` (other scalars worth logging), `prediction`, `target`, `latent`, and `state` (the new value of
+  `variables["state"]`).
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ class Objective:
     A module under `mim_jax/methods/` or `mim_jax/tasks/` defines exactly one public subclass, found by the module's
     name.
     """
+
+    #: The collection whose "encoder" `encode` uses, which is what a downstream task takes over.
+    encoder_collection = "params"
 
     def __init__(self, config: ConfigDict):
         self.config = config

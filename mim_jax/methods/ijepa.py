@@ -24,6 +24,8 @@ class IJEPA(Objective):
     parameters. The teacher's momentum rises linearly from `ema_momentum` to 1 over the run.
     """
 
+    encoder_collection = "teacher"
+
     @classmethod
     def default_config(cls) -> ConfigDict:
         """ViT-B/16 at 224."""

@@ -77,7 +77,14 @@ def initial_variables(config: ConfigDict, objective: Objective, fresh: Variables
     if config.init_layout is not None:
         from mim_jax.interop import import_with_report
 
-        variables, report = import_with_report(objective, config.init_from, config.init_layout)
+        variables, report = import_with_report(
+            objective,
+            config.init_from,
+            config.init_layout,
+            rng=jax.random.key(config.seed),
+            parts=config.init_parts,
+            resize_positions=True,
+        )
         logger.info("%s", report)
         return variables
     if not (pathlib.Path(config.init_from).expanduser() / "config.json").is_file():
@@ -99,28 +106,30 @@ def graft(
 ) -> tuple[Variables, list[str]]:
     """Copies every leaf of `source` that has a namesake of the same shape in `fresh`.
 
-    Position tables of another grid are resized. A collection that `source` lacks is filled from its parameters (a
-    frozen encoder under "teacher" takes the trained one), which is how a probe takes over a pre-trained encoder.
+    Position tables of another grid are resized. A task's encoder, trained or frozen, takes the one the source's
+    `encode` uses, which may be an EMA teacher.
 
     Returns:
-      The new variables and one line per top-level part: loaded, resized or random.
+      The new variables, and a line each on what was loaded, what was resized and what was left as initialised.
     """
-    available = {name: leaf for name, leaf in _flat(source).items()}
-    loaded, resized, random = [], [], []
+    available = _flat(source)
+    is_task = objective is not None and bool(objective.config.task)
+    origin = "params" if source_objective is None else source_objective.encoder_collection
+    loaded, resized, left = [], [], []
 
     def pick(name: str, leaf: jax.Array) -> Any:
-        collection, _, rest = name.partition("/")
+        rest = name.partition("/")[2]
         if parts is not None and rest.split("/")[0] not in parts:
-            random.append(name)
+            left.append(name)
             return leaf
-        found = available.get(name, available.get(f"params/{rest}") if collection == "teacher" else None)
+        found = available.get(f"{origin}/{rest}" if is_task and rest.startswith("encoder/") else name)
         if found is not None and found.shape == leaf.shape:
             loaded.append(name)
             return np.asarray(found)
         if found is not None and name.endswith("position/table"):
             resized.append(name)
             return _resize_table(np.asarray(found), leaf.shape, source_objective, objective)
-        random.append(name)
+        left.append(name)
         return leaf
 
     variables = map_with_name(pick, fresh)
@@ -130,7 +139,7 @@ def graft(
         )
     lines = [
         f"  {title}: {len(names)} arrays" + (f" ({', '.join(_parts(names))})" if names else "")
-        for title, names in (("loaded", loaded), ("resized", resized), ("left random", random))
+        for title, names in (("loaded", loaded), ("resized", resized), ("left as initialised", left))
     ]
     return variables, lines
 

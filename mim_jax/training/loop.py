@@ -83,6 +83,10 @@ class Trainer:
         check_batch_size(config.batch_size, self.mesh, config.accumulation_steps)
         self.info = data.data_info(config)
         self.plan = Plan.from_config(config, self.info.num_train_examples)
+        if config.get("num_classes") not in (None, self.info.num_classes) and self.info.num_classes is not None:
+            raise ConfigError(
+                f"num_classes is {config.num_classes}, but {config.data.source} has {self.info.num_classes} classes."
+            )
         length = RunLength(self.info.num_train_examples, config.batch_size)
         self.rates = Rates(
             schedules.learning_rate_schedule(config, self.plan.total_steps, length),

@@ -29,15 +29,15 @@ def make_train_step(
 ) -> StepFunction:
     """The training step: loss and gradients, optimiser, the objective's own update.
 
-    An update that is not finite (loss or gradient norm) leaves variables and optimiser state as they are and is
-    counted. Metrics are float32 scalars: `loss`, `terms/*`, `lr`, `weight_decay`, `grad_norm`, `update_norm`,
-    `param_norm`, `finite`.
+    An update that is not finite (loss or gradient norm) leaves variables and optimiser state as they are, and counts.
+    Metrics are float32 scalars: `loss`, `terms/*`, `metrics/*`, `lr`, `weight_decay`, `grad_norm`, `update_norm`,
+    `param_norm`, `skipped`, and for the loop `finite` and `consecutive_skipped`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         clock = Clock.at(state.step, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, terms, new_state, grads = _gradients(objective, state.variables, batch, rng, clock, accumulation_steps)
+        loss, scalars, new_state, grads = _gradients(objective, state.variables, batch, rng, clock, accumulation_steps)
         params = state.variables["params"]
         updates, opt_state = optimizer.update(grads, state.opt_state, params, step=state.step)
         variables = {**state.variables, "params": optax.apply_updates(params, updates)}
@@ -62,7 +62,7 @@ def make_train_step(
         )
         metrics = {
             "loss": loss,
-            **{f"terms/{name}": value for name, value in terms.items()},
+            **scalars,
             "lr": rates.learning_rate(state.step),
             "weight_decay": rates.weight_decay(state.step),
             "grad_norm": grad_norm,
@@ -80,7 +80,7 @@ def make_train_step(
 def _gradients(
     objective: Objective, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock, accumulation_steps: int
 ) -> tuple[jax.Array, Metrics, Any, Any]:
-    """Loss, its terms, new method state (or None) and gradients, averaged over micro-batches."""
+    """Loss, its terms and metrics by log name, new method state (or None), gradients; averaged over micro-batches."""
     mask_rng, loss_rng = jax.random.split(rng)
     # Masks are drawn for the whole batch, so that accumulation does not change what is hidden.
     masks = objective.masks(variables, batch, mask_rng, clock)
@@ -91,13 +91,14 @@ def _gradients(
         if has_state:
             current["state"] = method_state
         loss, aux = objective.loss(current, micro_batch, micro_masks, micro_rng, clock)
-        return loss, (dict(aux["terms"]), aux["state"] if has_state else None)
+        scalars = {f"{kind}/{k}": v for kind in ("terms", "metrics") for k, v in aux.get(kind, {}).items()}
+        return loss, (scalars, aux["state"] if has_state else None)
 
     gradient = jax.value_and_grad(loss_function, has_aux=True)
     params, method_state = variables["params"], variables.get("state")
     if accumulation_steps == 1:
-        (loss, (terms, new_state)), grads = gradient(params, method_state, batch, masks, loss_rng)
-        return loss, terms, new_state, grads
+        (loss, (scalars, new_state)), grads = gradient(params, method_state, batch, masks, loss_rng)
+        return loss, scalars, new_state, grads
 
     def split(x):
         # Every micro-batch takes every accumulation_steps-th example, so each device keeps to its own rows.
@@ -107,14 +108,14 @@ def _gradients(
         method_state, total = carry
         micro_batch, micro_masks, index = inputs
         micro_rng = jax.random.fold_in(loss_rng, index)
-        (loss, (terms, method_state)), grads = gradient(params, method_state, micro_batch, micro_masks, micro_rng)
-        return (method_state, jax.tree.map(jnp.add, total, (loss, terms, grads))), None
+        (loss, (scalars, method_state)), grads = gradient(params, method_state, micro_batch, micro_masks, micro_rng)
+        return (method_state, jax.tree.map(jnp.add, total, (loss, scalars, grads))), None
 
     micro = jax.tree.map(split, (dict(batch), masks))
     shapes = jax.eval_shape(gradient, params, method_state, *jax.tree.map(lambda x: x[0], micro), loss_rng)
-    (loss_shape, (terms_shape, _)), grads_shape = shapes
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss_shape, terms_shape, grads_shape))
+    (loss_shape, (scalars_shape, _)), grads_shape = shapes
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss_shape, scalars_shape, grads_shape))
     indices = jnp.arange(accumulation_steps, dtype=jnp.int32)
     (new_state, total), _ = jax.lax.scan(accumulate, (method_state, zeros), (*micro, indices))
-    loss, terms, grads = jax.tree.map(lambda x: x / accumulation_steps, total)
-    return loss, terms, new_state, grads
+    loss, scalars, grads = jax.tree.map(lambda x: x / accumulation_steps, total)
+    return loss, scalars, new_state, grads

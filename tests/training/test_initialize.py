@@ -58,13 +58,17 @@ def test_graft_takes_namesakes_and_reports_the_rest():
     np.testing.assert_array_equal(variables["params"]["encoder"]["a"], [1.0, 1.0])
     np.testing.assert_array_equal(variables["params"]["encoder"]["b"], np.zeros(4))
     assert lines[0].startswith("  loaded: 1 arrays (params/encoder)")
-    assert lines[2].startswith("  left random: 2 arrays (params/encoder, params/head)")
+    assert lines[2].startswith("  left as initialised: 2 arrays (params/encoder, params/head)")
 
 
-def test_graft_fills_a_frozen_encoder_from_the_trained_one():
-    source = {"params": {"encoder": {"a": leaf(2, value=1.0)}}}
-    variables, _ = graft({"teacher": {"encoder": {"a": leaf(2)}}}, source, None)
-    np.testing.assert_array_equal(variables["teacher"]["encoder"]["a"], [1.0, 1.0])
+@pytest.mark.parametrize(("method", "value"), [("mae", 1.0), ("ijepa", 2.0)])
+def test_a_task_takes_the_encoder_its_source_encodes_with(method, value):
+    small = dict(image_size=8, model=dict(width=8, depth=1, heads=2, patch_size=4))
+    probe = mim_jax.create(dict(task="linear_probe", num_classes=3, **small))
+    pretrained = mim_jax.create(dict(method=method, **small))
+    source = {"params": {"encoder": {"a": leaf(2, value=1.0)}}, "teacher": {"encoder": {"a": leaf(2, value=2.0)}}}
+    variables, _ = graft({"teacher": {"encoder": {"a": leaf(2)}}}, source, None, pretrained, probe)
+    np.testing.assert_array_equal(variables["teacher"]["encoder"]["a"], [value, value])
 
 
 def test_graft_can_be_limited_to_parts():

@@ -126,7 +126,7 @@ def test_init_from_takes_over_a_run(finished, tmp_path, caplog):
     config.schedule.warmup = "0 steps"
     with caplog.at_level(logging.INFO):
         Trainer(config, tmp_path).run()
-    assert "Initialised from" in caplog.text and "left random" in caplog.text
+    assert "Initialised from" in caplog.text and "left as initialised" in caplog.text
     assert losses(tmp_path)[1] < rows(finished)[0]["loss"]
 
 

@@ -1,0 +1,10 @@
+"""Images for training and evaluation. TensorFlow is imported only when it is needed."""
+
+from mim_jax.data.batches import eval_batches as eval_batches
+from mim_jax.data.batches import train_batches as train_batches
+from mim_jax.data.config import default_config as default_config
+from mim_jax.data.info import DataInfo as DataInfo
+from mim_jax.data.info import data_info as data_info
+from mim_jax.data.normalization import denormalize as denormalize
+from mim_jax.data.normalization import normalization as normalization
+from mim_jax.data.prefetch import prefetch as prefetch

@@ -1,0 +1,52 @@
+"""Which example stands at which position of the infinite training stream."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mim_jax.data.stateless import Stream, permute, uniforms
+from mim_jax.errors import ConfigError
+
+
+def local_slice(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
+    """Offset and length of one process's share of a global batch.
+
+    Raises:
+      ConfigError: the batch does not divide among the processes.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(
+            f"batch_size {batch_size} does not divide among {process_count} processes; choose a multiple of it."
+        )
+    local = batch_size // process_count
+    return process_index * local, local
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOrder:
+    """The stream: epoch after epoch of `size` examples, each epoch in an order of its own, cut into global batches.
+
+    Position p is the example at offset `p % size` of epoch `p // size`, whatever the number of processes.
+    """
+
+    seed: int
+    size: int
+    batch_size: int
+
+    def positions(self, step: int, offset: int, length: int) -> np.ndarray:
+        """Stream positions of one process's slice of the batch of `step`: int64 `[length]`."""
+        return step * self.batch_size + offset + np.arange(length, dtype=np.int64)
+
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        """The example at each of `positions [n]`: int64 `[n]`."""
+        return permute(self.seed, positions // self.size, positions % self.size, self.size)
+
+    def replacement(self, position: int, attempt: int) -> int:
+        """Another example of the same epoch, to stand in for an unreadable one; `attempt` counts from 0."""
+        where = np.array([position], np.int64)
+        draw = uniforms(self.seed, Stream.REPLACEMENT, where, attempt + 1)[0, attempt]
+        step = 1 + int(draw * (self.size - 1))
+        offset = (where % self.size + step) % self.size
+        return int(permute(self.seed, where // self.size, offset, self.size)[0])

@@ -1,0 +1,127 @@
+"""Arrays on disk: NumPy `.npz` archives and the IDX files of the MNIST family."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from mim_jax.data.retry import read_with_retries
+from mim_jax.data.sources.examples import ArrayExamples
+from mim_jax.errors import DataError
+
+_IMAGE_NAMES = ("image", "images", "x")
+_LABEL_NAMES = ("label", "labels", "y")
+_SPLIT_NAMES = ("train", "validation", "val", "valid", "test", "eval")
+_IDX_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_IDX_FILE_NAMES = {"train": ("train",), "test": ("t10k", "test")}
+
+
+class NpzDataset:
+    """`npz:FILE`: arrays `image` and `label` (one split, "train"), or `train_image`, `x_test`, ... (a split each)."""
+
+    def __init__(self, path: str):
+        self.name = f"npz:{path}"
+        self._path = Path(path).expanduser()
+        if not self._path.is_file():
+            raise DataError(f"There is no file {self._path}; data.source must name an existing .npz archive.")
+        self._keys = {
+            split: (image, _find(self._archive.files, _LABEL_NAMES, prefix))
+            for split, prefix in [("train", ""), *((name, name) for name in _SPLIT_NAMES)]
+            if (image := _find(self._archive.files, _IMAGE_NAMES, prefix))
+        }
+        if not self._keys:
+            raise DataError(
+                f"{self._path} holds the arrays {self._archive.files}, none of which is called image, train_image or "
+                "x_train; rename them."
+            )
+        self.splits = tuple(self._keys)
+
+    @functools.cached_property
+    def _archive(self) -> np.lib.npyio.NpzFile:
+        try:
+            archive = np.load(self._path, allow_pickle=False)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self._path} is not a readable .npz archive: {error}.") from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{self._path} is a single array; save images and labels together with numpy.savez.")
+        return archive
+
+    def open(self, split: str) -> ArrayExamples:
+        """The examples of `split`, loaded into memory."""
+        image_key, label_key = self._keys[split]
+        try:
+            images = self._archive[image_key]
+            labels = self._archive[label_key] if label_key else None
+        except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"The arrays of {self._path} cannot be read: {error}.") from error
+        return ArrayExamples(f"{self.name} ({split})", images, labels)
+
+    summary = open
+
+
+class IdxDataset:
+    """`idx:DIR` or `idx:PREFIX`: `train-images-idx3-ubyte[.gz]`, `t10k-labels-idx1-ubyte[.gz]` and the like."""
+
+    def __init__(self, location: str):
+        self.name = f"idx:{location}"
+        path = Path(location).expanduser()
+        self._folder, self._prefix = (path, "") if path.is_dir() else (path.parent, path.name.rstrip("-") + "-")
+        self._images = {split: file for split in _IDX_FILE_NAMES if (file := self._file(split, "images"))}
+        self.splits = tuple(self._images)
+        if not self.splits:
+            raise DataError(
+                f"There is no {self._prefix}train-images-idx3-ubyte or {self._prefix}t10k-images-idx3-ubyte (.gz or "
+                f"not) in {self._folder}; data.source must name the folder or prefix of IDX files."
+            )
+
+    def open(self, split: str) -> ArrayExamples:
+        """The examples of `split`, loaded into memory."""
+        labels = self._file(split, "labels")
+        return ArrayExamples(
+            f"{self.name} ({split})", read_idx(self._images[split]), None if labels is None else read_idx(labels)
+        )
+
+    summary = open
+
+    def _file(self, split: str, kind: str) -> Path | None:
+        for name in _IDX_FILE_NAMES[split]:
+            for path in sorted(self._folder.glob(f"{self._prefix}{name}-{kind}[-.]idx?-ubyte*")):
+                if path.suffix in ("", ".gz") or path.name.endswith("-ubyte"):
+                    return path
+        return None
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array in an IDX file, gzipped or not (format: LeCun, The MNIST database).
+
+    Raises:
+      DataError: the file is missing, damaged or not IDX.
+    """
+    data = read_with_retries(path.read_bytes, str(path))
+    try:
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged: {error}; fetch it again.") from error
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_DTYPES or len(data) < 4 + 4 * data[3]:
+        raise DataError(f"{path} is not an IDX file: it starts with {data[:4].hex()!r}.")
+    shape = tuple(int(size) for size in np.frombuffer(data, ">u4", data[3], 4))
+    dtype = np.dtype(_IDX_DTYPES[data[2]])
+    body = len(data) - 4 - 4 * len(shape)
+    if body != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        raise DataError(f"{path} announces an array of shape {shape} but holds {body} bytes; fetch it again.")
+    array = np.frombuffer(data, dtype, offset=4 + 4 * len(shape)).reshape(shape)
+    return array.astype(dtype.newbyteorder("="))
+
+
+def _find(names: list[str], candidates: tuple[str, ...], split: str) -> str | None:
+    """The first of `names` that is a candidate alone, or joined with `split` before or after it."""
+    for candidate in candidates:
+        for name in (f"{split}_{candidate}", f"{candidate}_{split}") if split else (candidate,):
+            if name in names:
+                return name
+    return None

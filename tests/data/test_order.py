@@ -1,0 +1,38 @@
+"""Positions, slices and replacements."""
+
+import numpy as np
+import pytest
+
+from mim_jax.data.order import TrainOrder, local_slice
+from mim_jax.errors import ConfigError
+
+
+def test_slices_tile_the_batch():
+    assert [local_slice(12, index, 3) for index in range(3)] == [(0, 4), (4, 4), (8, 4)]
+
+
+@pytest.mark.parametrize(("batch", "processes"), [(10, 3), (0, 1), (2, 4)])
+def test_a_batch_that_does_not_divide(batch, processes):
+    with pytest.raises(ConfigError, match=f"batch_size {batch} does not divide among {processes} processes"):
+        local_slice(batch, 0, processes)
+
+
+def test_positions_count_examples_seen():
+    order = TrainOrder(seed=0, size=100, batch_size=8)
+    assert order.positions(3, 4, 4).tolist() == [28, 29, 30, 31]
+    assert order.positions(10**12, 0, 1).tolist() == [8 * 10**12]
+
+
+def test_a_replacement_is_another_example_of_the_same_epoch():
+    order = TrainOrder(seed=0, size=10, batch_size=2)
+    for position in range(30):
+        own = int(order.indices(np.array([position]))[0])
+        others = {order.replacement(position, attempt) for attempt in range(60)}
+        assert own not in others and others == set(range(10)) - {own}
+        assert order.replacement(position, 0) == order.replacement(position, 0)
+
+
+def test_replacements_are_spread_evenly():
+    order = TrainOrder(seed=0, size=50, batch_size=2)
+    counts = np.bincount([order.replacement(position, 0) for position in range(5000)], minlength=50)
+    assert counts.min() > 60 and counts.max() < 145

@@ -1,0 +1,61 @@
+"""Layouts are found by name, and none of them claims a name or a path twice."""
+
+import pytest
+
+from mim_jax.errors import WeightsError
+from mim_jax.interop.layout import find_layout, layout_names
+
+# Objectives that between them have every part a layout knows.
+OBJECTIVES = ("mae", "simmim", "ijepa", "classification", "linear_probe")
+
+
+def test_every_file_is_a_layout():
+    assert {"facebookresearch/mae", "microsoft/simmim", "transformers/vit_mae", "timm/vit"} <= set(layout_names())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", layout_names())
+def test_names_and_paths_are_unique_and_shapes_agree(tiny, name, objective):
+    _, context, layout = find_layout(tiny(objective), name)
+    names, paths = [], []
+    for rule in layout.rules:
+        if rule.path in context.shapes:
+            shape = context.shapes[rule.path].shape
+            names += rule.tensor_names(shape)
+            paths.append(rule.path)
+            assert all(length > 0 for length in rule.expected_shape(shape))
+        else:
+            names += rule.names
+    names += [fixed.name for fixed in layout.fixed]
+    assert len(set(paths)) == len(paths) > 0
+    assert len(set(names)) == len(names)
+
+
+def test_a_misspelt_layout_names_the_nearest(tiny):
+    with pytest.raises(
+        WeightsError, match=r"no weights layout 'facebook/mae' \(did you mean 'facebookresearch/mae'\?\)"
+    ):
+        find_layout(tiny("mae"), "facebook/mae")
+
+
+def test_names_are_not_case_sensitive(tiny):
+    assert find_layout(tiny("simmim"), "Microsoft/SimMIM")[0] == "microsoft/simmim"
+
+
+def test_an_unknown_variant_is_refused(tiny):
+    with pytest.raises(WeightsError, match="has no variant 'predictor'; it has encoder"):
+        find_layout(tiny("ijepa"), "facebookresearch/ijepa:predictor")
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [("mae", "vit_mae"), ("ijepa", "ijepa"), ("classification", "vit"), ("simmim", "vit_mim")],
+)
+def test_an_owner_stands_for_the_layout_that_holds_the_most(tiny, objective, expected):
+    config = {"classification": {"model": {"pool": "class"}}}.get(objective, {})
+    assert find_layout(tiny(objective, **config), "transformers")[0] == f"transformers/{expected}"
+
+
+def test_an_owner_without_layouts_is_refused(tiny):
+    with pytest.raises(WeightsError, match="no weights layout 'nobody'"):
+        find_layout(tiny("mae"), "nobody")
