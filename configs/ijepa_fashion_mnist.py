@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.ema_momentum = 0.996
 
     # Four blocks cover most of a 7x7 grid; an image alone keeps 15 context patches on average.
-    config.blocks.update(num_context=12, truncation="random")
+    config.blocks.update(context_share=0.245, truncation="random")
 
     config.optimizer.update(name="adamw", b1=0.9, b2=0.999, weight_decay=0.05)
     config.optimizer.lr = 1e-3

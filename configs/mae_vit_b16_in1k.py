@@ -37,6 +37,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.batch_size = 4096
     config.duration = "1600 epochs"
-    config.compute.dtype = "bfloat16"
     common.watch_imagenet(config, tasks=("knn", "reconstruct"))
     return config

@@ -46,7 +46,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.schedule.update(name="cosine", warmup="5 epochs", start_lr=0.0, end_lr=1e-6 * 256 / 1024)
     config.ema_decay = None
 
-    config.compute.dtype = "bfloat16"
     common.watch_imagenet(config, ("accuracy",))
     config.checkpoint.every = "5 epochs"
     config.evaluation.every = "5 epochs"

@@ -39,7 +39,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.lr_reference_batch = 256
     config.schedule.update(name="cosine", warmup="10 epochs", start_lr=0.0, end_lr=0.0)
 
-    config.compute.dtype = "bfloat16"
     common.watch_imagenet(config, ("accuracy",))
     config.checkpoint.every = "5 epochs"
     config.evaluation.every = "5 epochs"

@@ -37,7 +37,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.batch_size = 4096
     config.duration = "1600 epochs"
-    config.compute.dtype = "bfloat16"
     config.compute.scan = True  # compiles one block instead of 32; the numbers are the same
     common.watch_imagenet(config, tasks=("knn", "reconstruct"))
     return config

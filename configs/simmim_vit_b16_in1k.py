@@ -37,6 +37,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.batch_size = 2048
     config.duration = "800 epochs"
-    config.compute.dtype = "bfloat16"  # float16 there, in which users report NaN
     common.watch_imagenet(config, tasks=("knn", "reconstruct"))
     return config

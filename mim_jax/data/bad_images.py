@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import NoReturn
 
 from mim_jax.errors import DataError
 
@@ -50,7 +51,7 @@ class BadImages:
         if self.count > self._max_fraction * self.total:
             self.fail()
 
-    def fail(self) -> None:
+    def fail(self) -> NoReturn:
         """Raises the DataError that names the first files."""
         first = "; ".join(f"{path} ({reason})" for path, reason in list(self._files.items())[:_NAMED])
         raise DataError(

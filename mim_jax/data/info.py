@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mim_jax.data.config import check_config
 from mim_jax.data.normalization import normalization
-from mim_jax.data.sources import check_split, eval_split, open_dataset
+from mim_jax.data.sources import eval_split, open_dataset, summarize
 from mim_jax.data.transform import check_fit
 from mim_jax.errors import DataError
 
@@ -35,14 +35,10 @@ def data_info(config: ConfigDict) -> DataInfo:
     check_config(config)
     normalization(config)
     dataset = open_dataset(config)
-    check_split(dataset, config.data.train_split)
-    train = dataset.summary(config.data.train_split)
+    train = summarize(dataset, config.data.train_split)
     if len(train) == 0:
         raise DataError(f"{train.name} has no examples; choose another data.train_split.")
     check_fit(config, train)
-    num_eval = 0
     evaluation = eval_split(config, dataset)
-    if evaluation is not None:
-        check_split(dataset, evaluation)
-        num_eval = len(dataset.summary(evaluation))
+    num_eval = 0 if evaluation is None else len(summarize(dataset, evaluation))
     return DataInfo(len(train), num_eval, train.num_classes, train.class_names, train.image_shape, train.fingerprint)

@@ -113,7 +113,7 @@ class EncodedLoader:
                 return None
             index = self._replace(position, attempt)
             (record,) = self._examples.read([index])
-        return self._bad.fail()
+        self._bad.fail()
 
     def _decode(self, data: bytes, draws: list[float] | None) -> np.ndarray:
         transform = self._transform

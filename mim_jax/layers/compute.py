@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mim_jax.errors import ConfigError
 from mim_jax.layers.attention import IMPLEMENTATIONS
 
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_DTYPES = ("auto", "float32", "bfloat16")
 _REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -23,9 +23,12 @@ _REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """Execution choices shared by every module of a model; none of them changes the parameter tree."""
+    """Execution choices shared by every module of a model; none of them changes the parameter tree.
 
-    dtype: str = "float32"  # of activations and matrix products; parameters, norms and softmax stay float32
+    `dtype` is "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on CPUs, which have no fast bfloat16.
+    """
+
+    dtype: str = "auto"  # of activations and matrix products; parameters, norms and softmax stay float32
     attention: str = "xla"  # see mim_jax/layers/attention.py
     scan: bool = False  # one compiled block looped over depth: shorter compilation, same numbers
     remat: str = "none"  # what the backward pass recomputes: "none", "full", or all but the "dots"
@@ -36,7 +39,7 @@ class Compute:
         for key, choices in (("dtype", _DTYPES), ("attention", IMPLEMENTATIONS), ("remat", _REMAT_POLICIES)):
             if config[key] not in choices:
                 raise ConfigError(f"compute.{key} is {config[key]!r}; choose one of {', '.join(choices)}.")
-        return cls(dtype=config.dtype, attention=config.attention, scan=config.scan, remat=config.remat)
+        return cls(compute_dtype(config.dtype), config.attention, config.scan, config.remat)
 
     @classmethod
     def default_config(cls) -> ConfigDict:
@@ -45,10 +48,17 @@ class Compute:
 
     @property
     def jax_dtype(self) -> Any:
-        """`dtype` as a JAX scalar type."""
-        return _DTYPES[self.dtype]
+        """`dtype` as a NumPy dtype."""
+        return jnp.dtype(compute_dtype(self.dtype))
 
     @property
     def remat_policy(self) -> Callable[..., Any] | None:
         """The `jax.checkpoint` policy; None when nothing is recomputed."""
         return _REMAT_POLICIES[self.remat]
+
+
+def compute_dtype(name: str) -> str:
+    """The dtype that `compute.dtype` stands for on this machine: "float32" or "bfloat16"."""
+    if name != "auto":
+        return name
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -31,10 +31,10 @@ class MultiBlockSampler:
     in the official code.
 
     The official code cuts every list to the shortest of the batch, so its counts change from step to step. Here they
-    are fixed: target lists hold `num_target` tokens and the context `num_context`. A longer list loses its last
-    tokens in raster order (`truncation="first"`, as in the official code) or random ones ("random"). An image whose
-    context is shorter than `num_context` is filled up from the last target blocks first, which is what the official
-    fallback allows.
+    are fixed: target lists hold as many tokens as the smallest possible block, and the context `context_share` of the
+    grid. A longer list loses its last tokens in raster order (`truncation="first"`, as in the official code) or random
+    ones ("random"). An image with fewer context tokens is filled up from the last target blocks first, which is what
+    the official fallback allows.
     """
 
     grid: tuple[int, int]
@@ -42,8 +42,7 @@ class MultiBlockSampler:
     target_scale: tuple[float, float] = (0.15, 0.2)
     target_aspect: tuple[float, float] = (0.75, 1.5)
     context_scale: tuple[float, float] = (0.85, 1.0)
-    num_context: int | None = None  # tokens; None: a quarter of the grid
-    num_target: int | None = None  # tokens per block; None: the size of the smallest block
+    context_share: float = 0.26  # of the grid; what the official code leaves at 128 images a device, simulated
     truncation: str = "first"
 
     def __post_init__(self):
@@ -57,24 +56,19 @@ class MultiBlockSampler:
             )
         if self.truncation not in ("first", "random"):
             raise ConfigError(f"truncation is {self.truncation!r}; choose 'first' or 'random'.")
-        smallest, context = self._smallest_block(self.target_scale, self.target_aspect), self.context_tokens
-        if self.target_tokens > smallest or self.target_tokens < 1:
-            raise ConfigError(f"num_target is {self.target_tokens}; the smallest target block has {smallest} patches.")
-        available = self._smallest_block(self.context_scale, (1.0, 1.0))
-        if not 0 < context <= available:
-            raise ConfigError(f"num_context is {context}; the smallest context block has {available} patches.")
+        if not 0.0 < self.context_share <= 1.0:
+            raise ConfigError(f"context_share is {self.context_share}; it must lie in (0, 1].")
 
     @property
     def context_tokens(self) -> int:
-        """Tokens of the context, Kc."""
-        return self.grid[0] * self.grid[1] // 4 if self.num_context is None else self.num_context
+        """Tokens of the context, Kc: at most those of the smallest context block."""
+        wanted = max(1, round(self.context_share * self.grid[0] * self.grid[1]))
+        return min(wanted, self._smallest_block(self.context_scale, (1.0, 1.0)))
 
     @property
     def target_tokens(self) -> int:
-        """Tokens of each target block, Kp."""
-        if self.num_target is None:
-            return self._smallest_block(self.target_scale, self.target_aspect)
-        return self.num_target
+        """Tokens of each target block, Kp: those of the smallest one."""
+        return self._smallest_block(self.target_scale, self.target_aspect)
 
     def __call__(self, rng: jax.Array, batch: int) -> BlockMasks:
         """Masks for `batch` images."""

@@ -11,7 +11,6 @@ import optax
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
-from mim_jax.fields import optional
 from mim_jax.masking.multiblock import BlockMasks, MultiBlockSampler
 from mim_jax.masking.token_mask import take_tokens
 from mim_jax.models import predictor, vit
@@ -36,8 +35,7 @@ class IJEPA(Objective):
             target_scale=(0.15, 0.2),
             target_aspect=(0.75, 1.5),
             context_scale=(0.85, 1.0),
-            num_context=optional(int),  # context tokens kept per image; None: a quarter of the grid
-            num_target=optional(int),  # tokens kept per target block; None: the smallest block's
+            context_share=0.26,  # context tokens kept per image, as a share of the grid
             truncation="first",  # which tokens of a longer list stay: the "first" (official) or "random" ones
         )
         return ConfigDict(

@@ -59,16 +59,18 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that look complete, ascending."""
-        return sorted(step for step in self._manager.all_steps() if any((self.directory / str(step)).iterdir()))
+        folders = {step: self.directory / str(step) for step in self._manager.all_steps()}
+        # A step whose background save has not ended is known to the manager, but not there yet.
+        return sorted(step for step, folder in folders.items() if folder.is_dir() and any(folder.iterdir()))
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts saving `state` under its step; the arrays are copied before this returns.
 
         Raises:
-          CheckpointError: a checkpoint of this or a later step exists, or an earlier background save failed.
+          CheckpointError: a checkpoint of a later step exists, or an earlier background save failed.
         """
         step = int(state.step)
-        if step in self.steps():
+        if step in self._manager.all_steps():
             return  # the final step of a run may also be a periodic one
         variables, optimizer = _items(state)
         checksums = tree_checksums({"variables": variables, "optimizer": optimizer})

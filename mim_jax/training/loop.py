@@ -23,6 +23,7 @@ from mim_jax.config import create
 from mim_jax.contract import Objective
 from mim_jax.errors import ConfigError, TrainingError
 from mim_jax.evaluation import Evaluator
+from mim_jax.layers.compute import compute_dtype
 from mim_jax.training import schedules
 from mim_jax.training.checkpoint import Checkpointer
 from mim_jax.training.duration import RunLength
@@ -170,7 +171,7 @@ class Trainer:
                 self._check_finite(*pending.popleft(), state)
             writers.advance(done)
             if done % plan.log_every == 0 or done == plan.total_steps:
-                speed = meter.read(done - start, steps.flops, self.config.compute.dtype)
+                speed = meter.read(done - start, steps.flops, compute_dtype(self.config.compute.dtype))
                 writers.write(done, {**_logged(metrics), "epoch": done / plan.steps_per_epoch, **speed})
                 checkpointer.check()
             if plan.evaluate_every and (done % plan.evaluate_every == 0 or done == plan.total_steps):

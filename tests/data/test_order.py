@@ -25,14 +25,14 @@ def test_positions_count_examples_seen():
 
 def test_a_replacement_is_another_example_of_the_same_epoch():
     order = TrainOrder(seed=0, size=10, batch_size=2)
-    for position in range(30):
+    for position in range(0, 30, 3):
         own = int(order.indices(np.array([position]))[0])
-        others = {order.replacement(position, attempt) for attempt in range(60)}
+        others = {order.replacement(position, attempt) for attempt in range(50)}
         assert own not in others and others == set(range(10)) - {own}
         assert order.replacement(position, 0) == order.replacement(position, 0)
 
 
 def test_replacements_are_spread_evenly():
-    order = TrainOrder(seed=0, size=50, batch_size=2)
-    counts = np.bincount([order.replacement(position, 0) for position in range(5000)], minlength=50)
+    order = TrainOrder(seed=0, size=10, batch_size=2)
+    counts = np.bincount([order.replacement(position, 0) for position in range(1000)], minlength=10)
     assert counts.min() > 60 and counts.max() < 145

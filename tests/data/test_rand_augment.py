@@ -11,10 +11,8 @@ from tests.data.make import photo
 PIXELS = photo(40, 60)
 IMAGE = Image.fromarray(PIXELS)
 FILL = (124, 116, 104)
-NAMES = (
-    "AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd Color Contrast Brightness Sharpness "
-    "ShearX ShearY TranslateX TranslateY"
-).split()
+NAMES = ["AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast"]
+NAMES += ["Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY"]
 
 
 def apply(name: str, magnitude: float, negative: bool = False, setting: str = "-inc1") -> np.ndarray:
@@ -58,7 +56,7 @@ def test_colours_at_magnitude_nine(name, expected):
 )
 def test_geometry_at_magnitude_nine(name, matrix):
     np.testing.assert_array_equal(apply(name, 9), affine(matrix))
-    negated = tuple(-value if 0 < abs(value) and value != 1 else value for value in matrix)
+    negated = tuple(-value if abs(value) > 0 and value != 1 else value for value in matrix)
     np.testing.assert_array_equal(apply(name, 9, negative=True), affine(negated))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -21,8 +22,16 @@ class Subject:
     """Something to evaluate."""
 
     config: ConfigDict
-    objective: Objective
-    variables: Variables
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """The method."""
+        return mim_jax.create(self.config)
+
+    @functools.cached_property
+    def variables(self) -> Variables:
+        """Random ones."""
+        return jax.jit(lambda: self.objective.init(jax.random.key(self.config.seed), self.objective.batch_spec()))()
 
     def evaluator(self, devices: int = 8, **overrides: Any) -> Evaluator:
         """An evaluator of the subject, config keys of `evaluation` and `data` changed as given by dotted name."""
@@ -33,11 +42,9 @@ class Subject:
 
 
 def make_subject(method: str, **overrides: Any) -> Subject:
-    """A randomly initialised tiny run of a method."""
-    config = tiny_config(method, {"data.source": "synthetic:100", "evaluation.tasks": (), **overrides})
-    objective = mim_jax.create(config)
-    variables = jax.jit(lambda: objective.init(jax.random.key(0), objective.batch_spec()))()
-    return Subject(config, objective, variables)
+    """A tiny run of a method: one block, 16 patches, 100 synthetic images."""
+    small = {"data.source": "synthetic:100", "evaluation.tasks": (), "image_size": 16, "model.depth": 1}
+    return Subject(tiny_config(method, {**small, **overrides}))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def tiny():
             config["decoder"] = {"width": 8, "depth": 1, "heads": 2, **config.get("decoder", {})}
         if name == "ijepa":
             config["predictor"] = {"width": 8, "depth": 1, "heads": 2, **config.get("predictor", {})}
-            config["blocks"] = {"num_context": 4, "num_target": 1}
+            config["blocks"] = {"context_share": 0.25}
         if name == "simmim":
             config["mask_patch_size"] = 8
         if kind == "task":

@@ -12,7 +12,7 @@ GRID = (14, 14)
 
 @pytest.fixture(scope="module")
 def sampler():
-    return MultiBlockSampler(grid=GRID, num_context=40)
+    return MultiBlockSampler(grid=GRID, context_share=40 / 196)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_context_avoids_targets(draws):
         for image in range(8):
             targets = set(np.concatenate([ids[image] for ids in masks.targets]).tolist())
             clean += not targets & set(masks.context[0][image].tolist())
-    assert clean / (len(draws) * 8) > 0.95  # the rest had fewer than num_context patches left
+    assert clean / (len(draws) * 8) > 0.95  # the rest had fewer patches left
 
 
 def test_targets_are_rectangles_of_official_sizes(draws):
@@ -86,7 +86,7 @@ def test_all_images_of_a_batch_share_the_block_width(draws):
 
 def test_a_crowded_context_is_filled_from_the_last_target_first():
     sampler = MultiBlockSampler(
-        grid=(6, 6), num_targets=2, target_scale=(0.3, 0.3), target_aspect=(1.0, 1.0), num_context=24
+        grid=(6, 6), num_targets=2, target_scale=(0.3, 0.3), target_aspect=(1.0, 1.0), context_share=24 / 36
     )
     for seed in range(20):
         masks = jax.device_get(sampler(jax.random.key(seed), 4))
@@ -101,7 +101,7 @@ def test_a_crowded_context_is_filled_from_the_last_target_first():
 
 def test_random_truncation_reaches_the_bottom_rows():
     def lowest_share(truncation):
-        sampler = MultiBlockSampler(grid=GRID, num_context=40, truncation=truncation)
+        sampler = MultiBlockSampler(grid=GRID, context_share=40 / 196, truncation=truncation)
         ids = np.concatenate([np.asarray(sampler(jax.random.key(i), 8).context[0]).ravel() for i in range(30)])
         return (ids // 14 >= 10).mean()
 
@@ -111,8 +111,7 @@ def test_random_truncation_reaches_the_bottom_rows():
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"num_context": 170}, "num_context"),
-        ({"num_target": 31}, "num_target"),
+        ({"context_share": 0.0}, "context_share"),
         ({"truncation": "last"}, "truncation"),
         ({"target_scale": (0.3, 0.2)}, "target_scale"),
         ({"grid": (1, 8)}, "grid"),

@@ -208,7 +208,7 @@ def test_no_average_by_default():
 
 def test_gradients_reach_every_parameter():
     objective, variables = _plain()
-    loss = lambda params: objective.loss({"params": params}, _batch(), None, jax.random.key(0), CLOCK)[0]  # noqa: E731
+    loss = lambda params: objective.loss({"params": params}, _batch(), None, jax.random.key(0), CLOCK)[0]
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(variables["params"])):
         assert np.abs(np.asarray(leaf)).max() > 0.0, jax.tree_util.keystr(path)
 
@@ -251,7 +251,7 @@ def test_loss_falls_and_the_problem_is_solved(changes):
 
     @jax.jit
     def step(variables, opt_state, batch, rng):
-        loss = lambda params: objective.loss({**variables, "params": params}, batch, None, rng, CLOCK)  # noqa: E731
+        loss = lambda params: objective.loss({**variables, "params": params}, batch, None, rng, CLOCK)
         (value, _), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         updates, opt_state = optimizer.update(grads, opt_state)
         params = optax.apply_updates(variables["params"], updates)

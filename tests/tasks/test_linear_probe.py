@@ -121,7 +121,7 @@ def test_training_lowers_the_loss_and_leaves_the_encoder_as_it_is():
 
     @jax.jit
     def step(variables, opt_state, batch):
-        loss = lambda params: objective.loss({**variables, "params": params}, batch, None, RNG, CLOCK)  # noqa: E731
+        loss = lambda params: objective.loss({**variables, "params": params}, batch, None, RNG, CLOCK)
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         updates, opt_state = optimizer.update(grads, opt_state)
         params = optax.apply_updates(variables["params"], updates)
@@ -140,7 +140,7 @@ def test_training_lowers_the_loss_and_leaves_the_encoder_as_it_is():
 
 def test_no_gradient_reaches_the_encoder():
     objective, variables = _created()
-    loss = lambda teacher: objective.loss({**variables, "teacher": teacher}, _batch(), None, RNG, CLOCK)[0]  # noqa: E731
+    loss = lambda teacher: objective.loss({**variables, "teacher": teacher}, _batch(), None, RNG, CLOCK)[0]
     assert all(not leaf.any() for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(variables["teacher"])))
 
 

@@ -27,10 +27,6 @@ class Dataset(Protocol):
         """The examples of `split`."""
         ...
 
-    def summary(self, split: str) -> Examples:
-        """Something with the attributes of `Examples` but not their images; cheap."""
-        ...
-
 
 def open_dataset(config: ConfigDict) -> Dataset:
     """The data set `config.data.source` names.
@@ -47,12 +43,12 @@ def open_dataset(config: ConfigDict) -> Dataset:
         data.train_split,
         (data.image_key, data.label_key),
         data.memory_gib * 2**30,
-        (height, width, config.channels),
+        (height, width, config.channels) if data.source.startswith("synthetic:") else None,
     )
 
 
 def open_examples(config: ConfigDict, split: str) -> Examples:
-    """The examples of `split`, kept open (and small ones in memory) for later calls.
+    """The examples of `split`, kept open for later calls: changes on disk are not seen by the same process.
 
     Raises:
       DataError: there is no such split (the message lists those that exist), or it is empty.
@@ -60,6 +56,12 @@ def open_examples(config: ConfigDict, split: str) -> Examples:
     dataset = open_dataset(config)
     check_split(dataset, split)
     return _examples(dataset, split)
+
+
+def summarize(dataset: Dataset, split: str) -> Examples:
+    """The attributes of the examples of `split`, without reading images where metadata has them; raises DataError."""
+    check_split(dataset, split)
+    return dataset.summary(split) if hasattr(dataset, "summary") else _examples(dataset, split)
 
 
 def eval_split(config: ConfigDict, dataset: Dataset) -> str | None:
@@ -94,7 +96,7 @@ def _dataset(
     train_split: str,
     keys: tuple[str, str],
     memory_bytes: float,
-    shape: tuple[int, int, int],
+    shape: tuple[int, int, int] | None,
 ) -> Dataset:
     scheme, colon, rest = source.partition(":")
     if not colon or not rest:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import gzip
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,39 +30,30 @@ class NpzDataset:
         self._path = Path(path).expanduser()
         if not self._path.is_file():
             raise DataError(f"There is no file {self._path}; data.source must name an existing .npz archive.")
+        with _archive(self._path) as archive:
+            names = archive.files
         self._keys = {
-            split: (image, _find(self._archive.files, _LABEL_NAMES, prefix))
+            split: (image, _find(names, _LABEL_NAMES, prefix))
             for split, prefix in [("train", ""), *((name, name) for name in _SPLIT_NAMES)]
-            if (image := _find(self._archive.files, _IMAGE_NAMES, prefix))
+            if (image := _find(names, _IMAGE_NAMES, prefix))
         }
         if not self._keys:
             raise DataError(
-                f"{self._path} holds the arrays {self._archive.files}, none of which is called image, train_image or "
-                "x_train; rename them."
+                f"{self._path} holds the arrays {names}, none of which is called image, train_image or x_train; rename "
+                "them."
             )
         self.splits = tuple(self._keys)
-
-    @functools.cached_property
-    def _archive(self) -> np.lib.npyio.NpzFile:
-        try:
-            archive = np.load(self._path, allow_pickle=False)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self._path} is not a readable .npz archive: {error}.") from error
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{self._path} is a single array; save images and labels together with numpy.savez.")
-        return archive
 
     def open(self, split: str) -> ArrayExamples:
         """The examples of `split`, loaded into memory."""
         image_key, label_key = self._keys[split]
-        try:
-            images = self._archive[image_key]
-            labels = self._archive[label_key] if label_key else None
-        except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"The arrays of {self._path} cannot be read: {error}.") from error
+        with _archive(self._path) as archive:
+            try:
+                images = archive[image_key]
+                labels = archive[label_key] if label_key else None
+            except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+                raise DataError(f"The arrays of {self._path} cannot be read: {error}.") from error
         return ArrayExamples(f"{self.name} ({split})", images, labels)
-
-    summary = open
 
 
 class IdxDataset:
@@ -85,8 +77,6 @@ class IdxDataset:
         return ArrayExamples(
             f"{self.name} ({split})", read_idx(self._images[split]), None if labels is None else read_idx(labels)
         )
-
-    summary = open
 
     def _file(self, split: str, kind: str) -> Path | None:
         for name in _IDX_FILE_NAMES[split]:
@@ -116,6 +106,18 @@ def read_idx(path: Path) -> np.ndarray:
         raise DataError(f"{path} announces an array of shape {shape} but holds {body} bytes; fetch it again.")
     array = np.frombuffer(data, dtype, offset=4 + 4 * len(shape)).reshape(shape)
     return array.astype(dtype.newbyteorder("="))
+
+
+@contextlib.contextmanager
+def _archive(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    with read_with_retries(lambda: path.open("rb"), str(path)) as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} is not a readable .npz archive: {error}.") from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} is a single array; save images and labels together with numpy.savez.")
+        yield archive
 
 
 def _find(names: list[str], candidates: tuple[str, ...], split: str) -> str | None:

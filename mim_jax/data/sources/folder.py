@@ -88,8 +88,6 @@ class FolderDataset:
             classes = _classes(self._files(self._train_split)) or classes
         return FolderExamples(self._folder(split), files, classes)
 
-    summary = open
-
     def _folder(self, split: str) -> Path:
         return self._root / split if self._nested else self._root
 

@@ -61,7 +61,3 @@ class SyntheticDataset:
     def open(self, split: str) -> SyntheticExamples:
         """The examples of `split`."""
         return SyntheticExamples(self._size, self._shape, split)
-
-    def summary(self, split: str) -> SyntheticExamples:
-        """The same; nothing is made before it is asked for."""
-        return self.open(split)

@@ -93,7 +93,7 @@ class TfdsDataset:
         if image_key not in self._features:
             raise DataError(
                 f"The TFDS data set {name} has no feature {image_key!r}; set data.image_key to one of "
-                f"{', '.join(self._features)}."
+                f"{', '.join(sorted(self._features))}."
             )
         self._label_key = label_key if label_key in self._features else None
 

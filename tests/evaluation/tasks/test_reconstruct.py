@@ -44,7 +44,7 @@ def test_panels_show_the_same_images_and_masks_at_every_step(drawn):
     (batch,) = data.eval_batches(subject.config, None, indices=chosen, batch_size=4)
     images = data.denormalize(batch["image"], *data.normalization(subject.config))
     panels = [Image.open(result.files[0]) for result in results]
-    first, second = (cells(panel, to_rgb(images), upscale_factor(28, 28)) for panel in panels)
+    first, second = (cells(panel, to_rgb(images), upscale_factor(16, 16)) for panel in panels)
     original, masked, reconstruction = first.transpose(1, 0, 2, 3, 4)
     hidden = (masked == 128).all(axis=-1)
     ratio = subject.config.mask_ratio
@@ -57,20 +57,20 @@ def test_panels_show_the_same_images_and_masks_at_every_step(drawn):
 
 
 def test_black_visible_pixels_are_not_taken_for_hidden_ones(tmp_path):
-    np.savez(tmp_path / "black.npz", image=np.zeros((6, 28, 28, 1), np.uint8))
+    np.savez(tmp_path / "black.npz", image=np.zeros((6, 16, 16, 1), np.uint8))
     plain = {"data.source": f"npz:{tmp_path}/black.npz", "data.mean": (0.0,), "data.std": (1.0,)}
     subject = make_subject("mae", **plain, **{"data.eval_split": "auto"})
     evaluator = subject.evaluator(evaluation__reconstruct__num_images=1)
     result = evaluator.evaluate(subject.variables, ("reconstruct",), step=0, out_dir=tmp_path)["reconstruct"]
     panel = Image.open(result.files[0])
-    _, masked, _ = cells(panel, np.zeros((1, 28, 28, 3), np.uint8), upscale_factor(28, 28))[0]
+    _, masked, _ = cells(panel, np.zeros((1, 16, 16, 3), np.uint8), upscale_factor(16, 16))[0]
     assert (masked == 128).mean() == pytest.approx(subject.config.mask_ratio, abs=0.05)
     assert ((masked == 128) | (masked == 0)).all()
 
 
 def test_a_method_without_pictures_is_refused_before_training():
     with pytest.raises(ConfigError, match="predicts nothing one can look at"):
-        make_subject("ijepa").evaluator(evaluation__tasks=("reconstruct",))
+        make_subject("ijepa", image_size=28).evaluator(evaluation__tasks=("reconstruct",))
 
 
 def test_more_images_than_there_are_is_refused(mae):
