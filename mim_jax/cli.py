@@ -72,9 +72,9 @@ def config_from_command_line(path: str | None, overrides: dict[str, str]) -> Con
 
 
 def show_own_logs_only() -> None:
-    """This package's messages go to stderr, one plain line each; libraries are heard from warnings up."""
+    """This package's messages go to stderr, one plain line each; libraries report errors only."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    absl.logging.set_verbosity(absl.logging.WARNING)
+    absl.logging.set_verbosity(absl.logging.ERROR)
     own = logging.getLogger("mim_jax")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))

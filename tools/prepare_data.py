@@ -4,9 +4,9 @@
 
 Fashion-MNIST is taken from the first of these that works: what is already prepared, `--idx-dir`, the files of
 Debian's package `dataset-fashion-mnist` if it is installed, the package itself (`apt-get download`, no root needed),
-TFDS's own download. Any other TFDS name is downloaded by TFDS. Data that TFDS prepared as TFRecord gets ArrayRecord
-files beside it, because TFRecord has no random access. Running the tool again does nothing; an interrupted run leaves
-nothing half-made behind.
+TFDS's own download. Any other TFDS name is downloaded by TFDS and stored as ArrayRecord. Data that TFDS has prepared
+as TFRecord gets ArrayRecord files beside it, because TFRecord has no random access. Running the tool again does
+nothing; an interrupted run leaves nothing half-made behind.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def prepare(name: str, data_dir: str | None = None, idx_dir: Path | None = None)
             _prepare_fashion_mnist(builder, idx_dir)
         else:
             print(f"Letting TFDS download and prepare {name} ...", flush=True)
-            _download(builder)
+            _download(_builder(name, data_dir, file_format="array_record"))
     add_random_access(str(builder.data_dir))
     return str(builder.data_dir)
 
@@ -231,7 +231,7 @@ def _download(builder: DatasetBuilder) -> None:
         raise DataError(f"TFDS could not prepare {builder.name}: {reason}") from error
 
 
-def _builder(name: str, data_dir: str | None) -> DatasetBuilder:
+def _builder(name: str, data_dir: str | None, **options: str) -> DatasetBuilder:
     if import_tensorflow() is None:
         raise DataError("Preparing data needs TensorFlow, which is not installed; pip install tensorflow.")
     try:
@@ -241,7 +241,8 @@ def _builder(name: str, data_dir: str | None) -> DatasetBuilder:
             f"tensorflow-datasets cannot be imported ({error}); pip install tensorflow-datasets."
         ) from error
     try:
-        return tfds.builder(name, data_dir=None if data_dir is None else str(Path(data_dir).expanduser()))
+        data_dir = None if data_dir is None else str(Path(data_dir).expanduser())
+        return tfds.builder(name, data_dir=data_dir, **options)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise DataError(f"TFDS knows no data set {name!r}: {str(error).splitlines()[0]}") from error
 

@@ -40,9 +40,10 @@ class BadImages:
             self.total += 1
             new = path not in self._files
             self._files.setdefault(path, reason)
+            count, total = self.count, self.total
             too_many = self.total >= self._minimum and self.count > self._max_fraction * self.total
         if new:
-            _LOGGER.warning("Unreadable image %s: %s.", path, reason)
+            _LOGGER.warning("Unreadable image %s: %s (%d of %d so far).", path, reason, count, total)
         if too_many:
             self.fail()
 

@@ -30,7 +30,7 @@ def data_info(config: ConfigDict) -> DataInfo:
 
     Raises:
       ConfigError: a setting of the `data` section is impossible, or the images do not fit it.
-      DataError: the data is missing or empty, or a split does not exist.
+      DataError: the data is missing or empty, a split does not exist, or the splits' labels do not match.
     """
     check_config(config)
     normalization(config)
@@ -40,5 +40,13 @@ def data_info(config: ConfigDict) -> DataInfo:
         raise DataError(f"{train.name} has no examples; choose another data.train_split.")
     check_fit(config, train)
     evaluation = eval_split(config, dataset)
-    num_eval = 0 if evaluation is None else len(summarize(dataset, evaluation))
+    num_eval = 0
+    if evaluation is not None:
+        examples = summarize(dataset, evaluation)
+        num_eval = len(examples)
+        if train.num_classes and (examples.num_classes or 0) > train.num_classes:
+            raise DataError(
+                f"{examples.name} has labels up to {examples.num_classes - 1}, but those of {train.name} end at "
+                f"{train.num_classes - 1}; number the classes of both splits alike."
+            )
     return DataInfo(len(train), num_eval, train.num_classes, train.class_names, train.image_shape, train.fingerprint)

@@ -14,8 +14,10 @@ def local_slice(batch_size: int, process_index: int, process_count: int) -> tupl
     """Offset and length of one process's share of a global batch.
 
     Raises:
-      ConfigError: the batch does not divide among the processes.
+      ConfigError: the batch does not divide among the processes, or there is no such process.
     """
+    if not 0 <= process_index < process_count:
+        raise ConfigError(f"process_index is {process_index}, but the {process_count} processes count from 0.")
     if batch_size < 1 or batch_size % process_count:
         raise ConfigError(
             f"batch_size {batch_size} does not divide among {process_count} processes; choose a multiple of it."

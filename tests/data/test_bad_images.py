@@ -15,8 +15,8 @@ def test_each_file_is_named_once(caplog):
         bad.bad("a.jpg", "cut off")
         bad.bad("b.jpg", "not an image")
     assert [record.getMessage() for record in caplog.records] == [
-        "Unreadable image a.jpg: cut off.",
-        "Unreadable image b.jpg: not an image.",
+        "Unreadable image a.jpg: cut off (1 of 1 so far).",
+        "Unreadable image b.jpg: not an image (3 of 3 so far).",
     ]
     assert (bad.count, bad.total) == (3, 3)
 

@@ -92,6 +92,13 @@ def test_channels_that_do_not_match(tmp_path):
     assert data.data_info(config(f"npz:{tmp_path}/grey.npz", channels=3)).image_shape == (8, 8, 1)
 
 
+def test_labels_that_training_does_not_know(tmp_path):
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=np.arange(3), x_test=images, y_test=np.array([0, 5, 1]))
+    with pytest.raises(DataError, match=r"\(test\) has labels up to 5, but those of .* \(train\) end at 2"):
+        data.data_info(config(f"npz:{tmp_path}/a.npz"))
+
+
 def test_a_size_that_crop_none_cannot_give(tmp_path):
     np.savez(tmp_path / "a.npz", image=np.zeros((8, 8, 9, 3), np.uint8))
     run = config(f"npz:{tmp_path}/a.npz", crop="none")

@@ -17,6 +17,11 @@ def test_a_batch_that_does_not_divide(batch, processes):
         local_slice(batch, 0, processes)
 
 
+def test_a_process_that_does_not_exist():
+    with pytest.raises(ConfigError, match="process_index is 2, but the 2 processes count from 0"):
+        local_slice(8, 2, 2)
+
+
 def test_positions_count_examples_seen():
     order = TrainOrder(seed=0, size=100, batch_size=8)
     assert order.positions(3, 4, 4).tolist() == [28, 29, 30, 31]

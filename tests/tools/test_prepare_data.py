@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from mim_jax import data
+from mim_jax.errors import DataError
 from tests.data.make import config
 from tests.data.sources.test_arrays import idx
+from tests.data.sources.test_tfds import COUNT, TinyPictures
 
 tfds = pytest.importorskip("tensorflow_datasets")
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "tools" / "prepare_data.py"
@@ -132,3 +134,24 @@ def test_mistakes(tool, idx_dir, tmp_path, capsys):
     assert "TFDS knows no data set 'fashon_mnist'" in capsys.readouterr().err
     assert tool.main(["cifar10", "--idx-dir", str(idx_dir)]) == 1
     assert "--idx-dir holds Fashion-MNIST, but the data set asked for is cifar10" in capsys.readouterr().err
+
+
+def test_other_data_sets(tool, tmp_path):
+    root = tmp_path / "tfds"
+    assert tool.main([TinyPictures.name, "--data-dir", str(root)]) == 0
+    assert {path.name.split(".")[1].partition("-")[0] for path in root.rglob("*-of-*")} == {"array_record"}
+    builder = tfds.builder(TinyPictures.name, data_dir=str(root))
+    assert len(builder.as_data_source(split="train")) == COUNT
+
+
+def test_records_prepared_by_tfds_get_random_access(tool, tmp_path):
+    root = tmp_path / "tfds"
+    builder = tfds.builder(TinyPictures.name, data_dir=str(root), file_format="tfrecord")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    run = config(f"tfds:{TinyPictures.name}", data_dir=str(root), memory_gib=0.0)
+    with pytest.raises(DataError, match="has no random access"):
+        data.train_batches(run)
+    assert tool.main([TinyPictures.name, "--data-dir", str(root)]) == 0
+    assert not list(root.rglob(".partial*"))
+    (batch,) = data.eval_batches(run, "train", batch_size=COUNT)
+    assert batch["valid"].all()

@@ -67,6 +67,12 @@ def launch(arguments, devices=1, **kwargs):
     )
 
 
+def finish(process, seconds=300):
+    """Exit code and output of a process that ends by itself."""
+    output, _ = process.communicate(timeout=seconds)
+    return process.returncode, output
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of eight steps that nothing interrupted."""
@@ -174,9 +180,8 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     ],
 )
 def test_mistakes_on_the_command_line_are_one_sentence(arguments, message, tmp_path):
-    process = launch([*command(tmp_path / "run"), *arguments])
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2
+    code, output = finish(launch([*command(tmp_path / "run"), *arguments]))
+    assert code == 2
     assert output.strip().splitlines()[-1].startswith(f"error: {message[:60]}")
     assert "Traceback" not in output
     assert not (tmp_path / "run").exists()
@@ -185,21 +190,24 @@ def test_mistakes_on_the_command_line_are_one_sentence(arguments, message, tmp_p
 def test_sigkill_and_sigterm_are_survived_bit_for_bit(tmp_path):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     steps = {"duration": "40 steps"}
-    assert launch(command(whole, steps)).wait(timeout=300) == 0
+    code, output = finish(launch(command(whole, steps)))
+    assert code == 0, output
 
     process = launch(command(torn, steps))
     wait_for_step(torn, 5)
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
+    finish(process)
     killed_at = max(losses(torn))
     assert killed_at < 40
 
     process = launch(command(torn, steps))
     wait_for_step(torn, killed_at + 3)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) in (EXIT_PREEMPTED, 0)  # 0: it had just finished
+    code, output = finish(process)
+    assert code in (EXIT_PREEMPTED, 0), output  # 0: it had just finished
 
-    assert launch(command(torn, steps)).wait(timeout=300) == 0
+    code, output = finish(launch(command(torn, steps)))
+    assert code == 0, output
     assert losses(torn) == losses(whole)
     assert [row["step"] for row in rows(torn)] == list(range(1, 41))
     assert_same_variables(torn, whole)
@@ -207,14 +215,15 @@ def test_sigkill_and_sigterm_are_survived_bit_for_bit(tmp_path):
 
 def test_two_processes_equal_one(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    assert launch(command(alone, {"mesh.fsdp": 2}), devices=4).wait(timeout=300) == 0
+    code, output = finish(launch(command(alone, {"mesh.fsdp": 2}), devices=4))
+    assert code == 0, output
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     processes = [launch(command(together, {"mesh.fsdp": 2}, *flags, f"--process_id={i}"), devices=2) for i in range(2)]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    results = [finish(process) for process in processes]
+    assert [code for code, _ in results] == [0, 0], results
     expected, actual = losses(alone), losses(together)
     assert list(actual) == list(expected)
     np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-5)

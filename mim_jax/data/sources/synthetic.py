@@ -39,7 +39,8 @@ class SyntheticExamples:
         """Images uint8 `[n, H, W, C]` and labels int32 `[n]` at `indices [n]`."""
         labels = (indices % NUM_CLASSES).astype(np.int32)
         coarse = self._patterns[labels] // 2 + _fields(indices, self._salt, self.image_shape[2]) // 2
-        return coarse[:, self._rows][:, :, self._columns], labels
+        wide = np.take(coarse, self._columns, axis=2)  # columns first: the long copies that follow are then contiguous
+        return np.take(wide, self._rows, axis=1), labels
 
 
 def _fields(indices: np.ndarray, salt: int, channels: int) -> np.ndarray:

@@ -42,7 +42,7 @@ class TfdsRecords:
     def __init__(self, summary: TfdsSummary, records: Any, image_key: str, label_key: str | None):
         self.name = summary.name
         self.class_names, self.num_classes = summary.class_names, summary.num_classes
-        self.image_shape, self.fingerprint = None, summary.fingerprint
+        self.image_shape, self.fingerprint = summary.image_shape, summary.fingerprint
         self.labelled = label_key is not None
         self._records, self._image_key, self._label_key = records, image_key, label_key
 
@@ -96,6 +96,11 @@ class TfdsDataset:
                 f"{', '.join(sorted(self._features))}."
             )
         self._label_key = label_key if label_key in self._features else None
+        if self._label_key and not _is_class_number(self._features[label_key]):
+            raise DataError(
+                f"The feature {label_key!r} of the TFDS data set {name} is not one integer per image; set "
+                "data.label_key to a feature that is, or to 'none' to train without labels."
+            )
 
     def summary(self, split: str) -> TfdsSummary:
         """Size and classes of `split`, from the metadata alone."""
@@ -184,6 +189,10 @@ class TfdsDataset:
     def _prepare_command(self) -> str:
         data_dir = f" --data-dir {self._data_dir}" if self._data_dir else ""
         return f"python tools/prepare_data.py {self._name}{data_dir}"
+
+
+def _is_class_number(feature: Any) -> bool:
+    return getattr(feature, "shape", None) == () and np.issubdtype(feature.np_dtype, np.integer)
 
 
 def _has_random_access(builder: DatasetBuilder) -> bool:

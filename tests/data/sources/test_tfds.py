@@ -102,6 +102,24 @@ def test_arrays_that_are_no_pictures(directories):
         data.train_batches(run(directories["tfrecord"], memory_gib=0.0, **many))
 
 
+def test_evaluation_does_not_depend_on_how_records_are_stored(directories):
+    batches = [
+        next(data.eval_batches(run(directories["array_record"], memory_gib=memory, image_size=12), batch_size=5))
+        for memory in (1.0, 0.0)
+    ]
+    for name in batches[0]:
+        np.testing.assert_array_equal(batches[0][name], batches[1][name])
+
+
+def test_without_labels(directories):
+    info = data.data_info(run(directories["tfrecord"], label_key="none"))
+    assert info.num_classes is None and info.class_names is None
+    for memory in (1.0, 0.0):
+        stream = data.train_batches(run(directories["array_record"], label_key="none", memory_gib=memory))
+        assert next(stream).keys() == {"image"}
+        stream.close()
+
+
 def test_records_name_themselves(directories):
     examples = open_examples(run(directories["array_record"], memory_gib=0.0), "train")
     assert examples.describe(3) == "tfds:tiny_pictures (train), record 3"
@@ -113,6 +131,7 @@ def test_records_name_themselves(directories):
         (dict(train_split="trian"), "no split 'trian'; .* one of train, validation"),
         (dict(train_split="trian[:5]"), r"no split 'trian\[:5\]'; choose one of train, validation"),
         (dict(eval_split="test"), "no split 'test'"),
+        (dict(label_key="planes"), "'planes' of the TFDS data set .* is not one integer per image; set data.label_key"),
         (dict(image_key="picture"), "no feature 'picture'; set data.image_key to one of image, label, planes"),
     ],
 )
