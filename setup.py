@@ -18,7 +18,7 @@ def read_version() -> str:
 
 
 # Wheels of tensorflow-cpu exist for x86-64 Linux; elsewhere the package of the plain name is the CPU build.
-# The package imports TensorFlow only where a tf.data pipeline is built, so synthetic runs do without it.
+# The package imports TensorFlow only to decode JPEGs and to read TFDS, so synthetic runs do without it.
 ON_X86_LINUX = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 ELSEWHERE = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 
@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
     "array_record>=0.8",
     "etils[epath]>=1.12",
     "flax>=0.12",
+    "importlib_resources>=6",  # tensorflow-datasets imports it without saying so
     "jax>=0.10",
     "matplotlib>=3.9",
     "ml_collections>=1.1",

@@ -9,7 +9,7 @@ import json
 import logging
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax
@@ -38,6 +38,8 @@ from mim_jax.training.throughput import compiled_flops
 from mim_jax.training.writers import Writers, make_writers
 
 logger = logging.getLogger(__name__)
+
+BatchSource = Callable[[int], Iterator[dict[str, np.ndarray]]]
 
 _GUARD = ("finite", "consecutive_skipped")  # for the loop itself, not for the log
 _IN_FLIGHT = 2  # steps the host may run ahead of the devices
@@ -71,8 +73,28 @@ class Plan:
 class Trainer:
     """A run, set up and checked before anything is compiled; `run` carries it out."""
 
-    def __init__(self, config: ConfigDict, workdir: str | pathlib.Path, *, allow_config_change: bool = False):
-        """Raises ConfigError or DataError if the config cannot be run as it is."""
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: str | pathlib.Path,
+        *,
+        allow_config_change: bool = False,
+        batches: BatchSource | None = None,
+    ):
+        """Sets up a run.
+
+        Args:
+          config: the complete config.
+          workdir: the run's directory, created by `run` if missing.
+          allow_config_change: resume although lr, schedule, duration or data differ from the checkpoint's.
+          batches: called with the first step, gives this process's slices of the batches from there on as dicts of
+            arrays: your own `tf.data.Dataset.as_numpy_iterator()`, say. Resuming is exact if it is a function of the
+            step. None: what `config.data` describes.
+
+        Raises:
+          ConfigError: the config cannot be run as it is.
+          DataError: the data cannot.
+        """
         self.config = config
         self.workdir = pathlib.Path(workdir).expanduser().absolute()
         if self.workdir.exists() and not self.workdir.is_dir():
@@ -97,6 +119,7 @@ class Trainer:
         self.optimizer = make_optimizer(config, shapes["params"], self.rates)
         self.evaluator = Evaluator(self.objective, config, self.mesh) if self.plan.evaluate_every else None
         self._allow_config_change = allow_config_change
+        self._batches = self._configured_batches if batches is None else batches
         self._is_main = jax.process_index() == 0
 
     def run(self) -> TrainState:
@@ -140,7 +163,7 @@ class Trainer:
             stream = stack.enter_context(data.prefetch(self._batches(int(state.step)), self._put))
             return self._train(state, stream, checkpointer, writers, preemption)
 
-    def _batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def _configured_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
         return data.train_batches(self.config, start_step=start_step, **processes)
 

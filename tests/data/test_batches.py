@@ -10,7 +10,7 @@ import pytest
 from mim_jax import data
 from mim_jax.data.order import TrainOrder
 from mim_jax.errors import ConfigError, DataError
-from tests.data.make import all_levels, config, encode, levels, photo, write_folder
+from tests.data.make import all_levels, config, encode, levels, photo, photo_folder, write_folder
 
 
 def take(batches, count: int) -> list[dict[str, np.ndarray]]:
@@ -23,14 +23,6 @@ def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
-
-
-def photo_folder(root, count: int = 12) -> str:
-    for number in range(count):
-        folder = root / f"c{number % 3}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}.jpg").write_bytes(encode(photo()[:, 2 * number : 2 * number + 100], "JPEG"))
-    return f"folder:{root}"
 
 
 @pytest.fixture(params=["synthetic", "npz", "large arrays", "folder"])

@@ -119,6 +119,24 @@ def assert_same_variables(one, other):
     assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
 
 
+def test_batches_of_your_own_are_trained_on(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    images = np.random.default_rng(0).normal(size=(64, 28, 28, 1)).astype(np.float32)
+
+    def batches(start_step):
+        return (
+            tf.data.Dataset.from_tensor_slices({"image": images})
+            .repeat()
+            .batch(16)
+            .skip(start_step)
+            .as_numpy_iterator()
+        )
+
+    config = tiny_config("mae", {"duration": "2 steps", "schedule.warmup": "0 steps"})
+    Trainer(config, tmp_path, batches=batches).run()
+    assert list(losses(tmp_path)) == [1, 2]
+
+
 def test_load_run_names_what_is_missing(finished, tmp_path):
     assert load_run(finished).step == 8
     with pytest.raises(CheckpointError, match=r"no checkpoint 5; it has \[4, 8\]"):
