@@ -126,6 +126,20 @@ def test_gradients_reach_every_parameter(subject):
     assert not dead
 
 
+def test_gradients_equal_finite_differences(subject):
+    params, gradients = subject.variables["params"], subject.gradients["params"]
+    scale = np.sqrt(sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(gradients)))
+    direction = jax.tree.map(lambda g: g / scale, gradients)
+
+    def along(distance):
+        moved = jax.tree.map(lambda p, d: p + distance * d, params, direction)
+        variables = {**subject.variables, "params": moved}
+        return float(subject.loss(variables, subject.batch, subject.masks, jax.random.key(3), clock())[0])
+
+    slope = (along(0.02) - along(-0.02)) / 0.04
+    assert slope == pytest.approx(scale, rel=0.02)
+
+
 def test_the_teacher_gets_no_gradient(subject):
     for leaf in jax.tree.leaves(subject.gradients.get("teacher", {})):
         assert not np.abs(leaf).max() > 0

@@ -62,6 +62,15 @@ def test_temperature_decides_between_one_near_and_two_farther_neighbours():
         assert int(predicted[0, 0]) == expected
 
 
+def test_the_bank_is_searched_not_sorted():
+    bank, queries = np.zeros((4096, 4), np.float32), np.zeros((8, 4), np.float32)
+    options = dict(ks=(5, 20), temperature=0.07, num_classes=3)
+    lowered = knn.knn_predict.lower(bank, np.zeros(4096, np.int32), queries, **options)
+    program = lowered.compile({"xla_backend_optimization_level": "3"}).as_text()
+    assert "TopK" in program
+    assert " sort(" not in program
+
+
 def test_features_of_zero_length_give_no_nan():
     normalized = np.asarray(knn.normalize(np.array([[0.0, 0.0], [3.0, 4.0]], np.float32)))
     np.testing.assert_allclose(normalized, [[0.0, 0.0], [0.6, 0.8]], rtol=1e-6)

@@ -1,7 +1,10 @@
 """Layouts are found by name, and none of them claims a name or a path twice."""
 
+import math
+
 import pytest
 
+import mim_jax
 from mim_jax.errors import WeightsError
 from mim_jax.interop.layout import find_layout, layout_names
 
@@ -59,3 +62,49 @@ def test_an_owner_stands_for_the_layout_that_holds_the_most(tiny, objective, exp
 def test_an_owner_without_layouts_is_refused(tiny):
     with pytest.raises(WeightsError, match="no weights layout 'nobody'"):
         find_layout(tiny("mae"), "nobody")
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "shapes", "numbers"),
+    [
+        (
+            "mae",
+            "facebookresearch/mae",
+            {
+                "cls_token": (1, 1, 768),
+                "pos_embed": (1, 197, 768),
+                "patch_embed.proj.weight": (768, 3, 16, 16),
+                "blocks.11.attn.qkv.weight": (2304, 768),
+                "decoder_pos_embed": (1, 197, 512),
+                "decoder_pred.weight": (768, 512),
+            },
+            111_907_840,  # with the fixed tables
+        ),
+        (
+            "simmim",
+            "microsoft/simmim",
+            {
+                "encoder.rel_pos_bias.relative_position_bias_table": (732, 12),
+                "encoder.rel_pos_bias.relative_position_index": (197, 197),
+                "encoder.blocks.0.attn.q_bias": (768,),
+                "decoder.0.weight": (768, 768, 1, 1),
+            },
+            85_666_128 + 590_592 + 197 * 197,  # the index is a buffer
+        ),
+        (
+            "ijepa",
+            "facebookresearch/ijepa",
+            {"target_encoder.pos_embed": (1, 196, 768), "predictor.predictor_proj.weight": (768, 384)},
+            2 * (85_646_592 + 196 * 768) + 11_238_912 + 196 * 384,
+        ),
+    ],
+)
+def test_checkpoints_of_vit_b_have_the_official_shapes_and_size(method, name, shapes, numbers):
+    _, context, layout = find_layout(mim_jax.create({"method": method}), name)
+    found = {fixed.name: fixed.value.shape for fixed in layout.fixed}
+    for rule in layout.rules:
+        if rule.path in context.shapes:
+            shape = context.shapes[rule.path].shape
+            found |= dict.fromkeys(rule.tensor_names(shape), rule.expected_shape(shape))
+    assert found | shapes == found
+    assert sum(math.prod(shape) for shape in found.values()) == numbers

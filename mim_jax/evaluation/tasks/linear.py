@@ -105,10 +105,11 @@ class Linear(Task):
         settings = self.settings
         if not settings.lrs or min(settings.lrs) <= 0.0:
             raise ConfigError(f"evaluation.linear.lrs is {settings.lrs}; give positive learning rates.")
-        if not 0.0 <= settings.holdout < 1.0 or (len(settings.lrs) > 1 and settings.holdout == 0.0):
+        size = self.bench.split_size("train")
+        if not 0.0 <= settings.holdout < 1.0 or (len(settings.lrs) > 1 and not round(settings.holdout * size)):
             raise ConfigError(
-                f"evaluation.linear.holdout is {settings.holdout}; it must lie in (0, 1) to choose among "
-                f"{len(settings.lrs)} learning rates (0 is possible with a single one)."
+                f"evaluation.linear.holdout is {settings.holdout} of {size} training images; it must be below 1 and, "
+                "to choose among several learning rates, leave at least one image out."
             )
         if settings.epochs < 1 or not 0.0 <= settings.warmup_epochs <= settings.epochs:
             raise ConfigError(
