@@ -121,7 +121,7 @@ def _prepare_fashion_mnist(builder: DatasetBuilder, idx_dir: Path | None) -> Non
         _from_idx(builder, SYSTEM_FOLDER)
         return
     try:
-        with _debian_package() as folder:
+        with debian_package() as folder:
             _from_idx(builder, folder)
             return
     except DataError as error:
@@ -180,13 +180,20 @@ def _idx_bytes(folder: Path, name: str, shape: tuple[int, ...]) -> bytes:
 
 
 @contextlib.contextmanager
-def _debian_package() -> Iterator[Path]:
+def debian_package() -> Iterator[Path]:
     """The IDX files of Debian's package, unpacked into a temporary folder."""
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
         raise DataError("apt-get and dpkg are not installed.")
     print(f"Downloading the Debian package {DEBIAN_PACKAGE} ...", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        _run(["apt-get", "download", DEBIAN_PACKAGE], folder)
+        try:
+            _run(["apt-get", "download", DEBIAN_PACKAGE], folder)
+        except DataError:  # no package lists on a new machine, or old ones: fetch fresh ones of our own, without root
+            lists = Path(folder, "lists")
+            (lists / "partial").mkdir(parents=True)
+            apt = ["apt-get", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={folder}"]
+            _run([*apt, "update"], folder)
+            _run([*apt, "download", DEBIAN_PACKAGE], folder)
         packages = sorted(Path(folder).glob("*.deb"))
         if not packages:
             raise DataError(f"apt-get downloaded no package called {DEBIAN_PACKAGE}.")
