@@ -8,38 +8,62 @@ saving (start again), 1 anything else.
 
 from __future__ import annotations
 
+import pathlib
+
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from mim_jax.cli import config_from_command_line, run_main
 from mim_jax.errors import ConfigError
+from mim_jax.evaluation import Evaluator
+from mim_jax.interop import import_with_report
+from mim_jax.training.loop import BatchSource, Trainer
+from mim_jax.training.state import TrainState
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and pictures go; created if missing.")
-_ALLOW = flags.DEFINE_bool(
-    "allow_config_change", False, "Resume although lr, schedule, duration or data differ from the checkpoint's."
-)
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, to run several processes by hand.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Find the other processes from the cluster (TPU pod, SLURM, ...)."
-)
+
+def train(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    allow_config_change: bool = False,
+    batches: BatchSource | None = None,
+) -> TrainState:
+    """Trains, or goes on with, the run in `workdir` and returns its final state; see `Trainer` for the arguments."""
+    trainer = Trainer(
+        config,
+        workdir,
+        allow_config_change=allow_config_change,
+        batches=batches,
+        make_evaluator=Evaluator,
+        import_weights=import_with_report,
+    )
+    return trainer.run()
+
+
+def define_flags() -> None:
+    """Defines the command line's flags. Not on import: `mim_jax.evaluate` has flags of the same names."""
+    flags.DEFINE_string("workdir", None, "Where checkpoints, logs and pictures go; created if missing.")
+    flags.DEFINE_bool("allow_config_change", False, "Resume although lr, schedule, duration or data have changed.")
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, to run several processes by hand.")
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
+    flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
+    flags.DEFINE_bool("distributed", False, "Find the other processes from the cluster (TPU pod, SLURM, ...).")
 
 
 def main(config_path: str | None, overrides: dict[str, str]) -> None:
-    """Sets up JAX's processes and trains."""
+    """Sets up JAX's processes and trains what the command line asks for."""
+    given = flags.FLAGS
     config = config_from_command_line(config_path, overrides)
-    if _WORKDIR.value is None:
+    if given.workdir is None:
         raise ConfigError("Give a directory for the run: --workdir=runs/NAME")
-    if _COORDINATOR.value is not None:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    elif _DISTRIBUTED.value:
+    if given.coordinator is not None:
+        jax.distributed.initialize(given.coordinator, given.num_processes, given.process_id)
+    elif given.distributed:
         jax.distributed.initialize()
-    # After jax.distributed: setting up a run touches devices.
-    from mim_jax.training.loop import Trainer
-
-    Trainer(config, _WORKDIR.value, allow_config_change=_ALLOW.value).run()
+    train(config, given.workdir, allow_config_change=given.allow_config_change)
 
 
 if __name__ == "__main__":
+    define_flags()
     run_main(main)

@@ -40,10 +40,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, train_split: str = TRAIN_SPLI
       train_split: the labelled images that k-NN and linear probe learn from.
     """
     from mim_jax.evaluate import evaluate
-    from mim_jax.training.loop import Trainer
+    from mim_jax.train import train
 
     print("Pre-training", flush=True)
-    steps = int(Trainer(config, workdir).run().step)
+    steps = int(train(config, workdir).step)
     split = {"data.train_split": train_split}
     print("Evaluating the pre-trained encoder by k-NN and linear probe", flush=True)
     pretrained = evaluate(workdir, ("knn", "linear", "reconstruct"), overrides=split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,8 @@ from mim_jax.training.state import TrainState, create_state, state_from_variable
 
 logger = logging.getLogger(__name__)
 
+ImportWeights = Callable[..., tuple[Variables, Any]]  # see mim_jax.interop.import_with_report
+
 # Sections a run may be resumed with changed: they alter what is watched or where it runs, not what is computed.
 _FREE_TO_CHANGE = ("log", "evaluation", "checkpoint", "profile", "mesh", "compute")
 # Sections that alter the training from here on; resuming with them changed has to be asked for.
@@ -35,6 +37,7 @@ def initialize(
     checkpointer: Checkpointer,
     mesh: jax.sharding.Mesh,
     *,
+    import_weights: ImportWeights | None = None,
     allow_config_change: bool = False,
 ) -> TrainState:
     """The state a run starts or goes on with, on the mesh's shardings.
@@ -60,12 +63,14 @@ def initialize(
         logger.info("Starting from scratch.")
         return jax.jit(lambda: create_state(objective, optimizer, rng, spec), out_shardings=shardings)()
     fresh = jax.jit(lambda: objective.init(rng, spec), out_shardings=shardings.variables)()
-    variables = initial_variables(config, objective, fresh)
+    variables = initial_variables(config, objective, fresh, import_weights)
     variables = jax.device_put(variables, shardings.variables)
     return jax.jit(lambda v: state_from_variables(v, optimizer), out_shardings=shardings)(variables)
 
 
-def initial_variables(config: ConfigDict, objective: Objective, fresh: Variables) -> Variables:
+def initial_variables(
+    config: ConfigDict, objective: Objective, fresh: Variables, import_weights: ImportWeights | None = None
+) -> Variables:
     """`fresh` with what `init_from` holds put in its place; reports what was loaded, resized and left random.
 
     `init_from` is a run directory, or a weights file read through `init_layout`. `init_parts` limits it to some top-
@@ -75,9 +80,11 @@ def initial_variables(config: ConfigDict, objective: Objective, fresh: Variables
       ConfigError: nothing fits.
     """
     if config.init_layout is not None:
-        from mim_jax.interop import import_with_report
-
-        variables, report = import_with_report(
+        if import_weights is None:
+            raise ConfigError(
+                "init_layout is set, but this Trainer cannot read weights files; use mim_jax.train.train."
+            )
+        variables, report = import_weights(
             objective,
             config.init_from,
             config.init_layout,

@@ -22,12 +22,11 @@ from mim_jax import data
 from mim_jax.config import create
 from mim_jax.contract import Objective
 from mim_jax.errors import ConfigError, TrainingError
-from mim_jax.evaluation import Evaluator
 from mim_jax.layers.compute import compute_dtype
 from mim_jax.training import schedules
 from mim_jax.training.checkpoint import Checkpointer
 from mim_jax.training.duration import RunLength
-from mim_jax.training.initialize import initialize
+from mim_jax.training.initialize import ImportWeights, initialize
 from mim_jax.training.metering import Meter, Profiler
 from mim_jax.training.optimizer import Rates, make_optimizer
 from mim_jax.training.preemption import EXIT_PREEMPTED, PreemptionNotice
@@ -39,6 +38,7 @@ from mim_jax.training.writers import Writers, make_writers
 
 logger = logging.getLogger(__name__)
 
+MakeEvaluator = Callable[[Objective, ConfigDict, jax.sharding.Mesh], Any]
 BatchSource = Callable[[int], Iterator[dict[str, np.ndarray]]]
 
 _GUARD = ("finite", "consecutive_skipped")  # for the loop itself, not for the log
@@ -80,6 +80,8 @@ class Trainer:
         *,
         allow_config_change: bool = False,
         batches: BatchSource | None = None,
+        make_evaluator: MakeEvaluator | None = None,
+        import_weights: ImportWeights | None = None,
     ):
         """Sets up a run.
 
@@ -90,6 +92,8 @@ class Trainer:
           batches: called with the first step, gives this process's slices of the batches from there on as dicts of
             arrays: your own `tf.data.Dataset.as_numpy_iterator()`, say. Resuming is exact if it is a function of the
             step. None: what `config.data` describes.
+          make_evaluator: `mim_jax.evaluation.Evaluator` or one of its kind; needed where `evaluation.every` is set.
+          import_weights: `mim_jax.interop.import_with_report`; needed where `init_layout` is set.
 
         Raises:
           ConfigError: the config cannot be run as it is.
@@ -117,7 +121,14 @@ class Trainer:
         )
         shapes = jax.eval_shape(self.objective.init, jax.random.key(0), self.objective.batch_spec())
         self.optimizer = make_optimizer(config, shapes["params"], self.rates)
-        self.evaluator = Evaluator(self.objective, config, self.mesh) if self.plan.evaluate_every else None
+        self.evaluator = None
+        if self.plan.evaluate_every:
+            if make_evaluator is None:
+                raise ConfigError(
+                    "evaluation.every is set, but this Trainer has no evaluator; use mim_jax.train.train."
+                )
+            self.evaluator = make_evaluator(self.objective, config, self.mesh)
+        self._import_weights = import_weights
         self._allow_config_change = allow_config_change
         self._batches = self._configured_batches if batches is None else batches
         self._is_main = jax.process_index() == 0
@@ -142,6 +153,7 @@ class Trainer:
             self.optimizer,
             checkpointer,
             self.mesh,
+            import_weights=self._import_weights,
             allow_config_change=self._allow_config_change,
         )
         self._write_config()  # only now: a refused resume leaves the run's own config as it is

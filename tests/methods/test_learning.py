@@ -10,7 +10,7 @@ import mim_jax
 from mim_jax.config import override
 from mim_jax.data.sources.arrays import read_idx
 from mim_jax.errors import DataError
-from mim_jax.training.loop import Trainer
+from mim_jax.train import train
 from tests.tiny import METHODS, ROOT
 from tools import prepare_data
 
@@ -64,7 +64,7 @@ def test_training_lowers_the_loss_and_beats_random_features(method, fashion_mnis
     config = mim_jax.load_config(str(ROOT / "configs" / f"{method}_fashion_mnist.py"))
     for name, value in {**OVERRIDES, "data.source": fashion_mnist}.items():
         override(config, name, value)
-    Trainer(config, tmp_path).run()
+    train(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0]
