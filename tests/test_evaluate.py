@@ -6,7 +6,7 @@ import pytest
 
 from mim_jax.errors import CheckpointError, ConfigError
 from mim_jax.evaluate import evaluate, table
-from mim_jax.training.loop import Trainer
+from mim_jax.train import train
 from tests.tiny import ROOT, tiny_config
 
 SMALL = {
@@ -26,7 +26,7 @@ SMALL = {
 def run(tmp_path_factory):
     """The directory of a run of two steps that was evaluated from its loop."""
     workdir = tmp_path_factory.mktemp("run")
-    Trainer(tiny_config("mae", SMALL), workdir).run()
+    train(tiny_config("mae", SMALL), workdir)
     return workdir
 
 
