@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
-from mim_jax.layers.patches import patchify, unpatchify
 from mim_jax.masking.random import random_mask
 from mim_jax.masking.token_mask import TokenMask, num_kept
 from mim_jax.models import pixel_decoder, vit
-from mim_jax.targets.pixels import masked_mean, patch_statistics, pixel_target
+from mim_jax.targets.pixels import masked_mean, masked_pictures, patch_statistics, pixel_target
 
 
 class MAE(Objective):
@@ -76,19 +75,11 @@ class MAE(Objective):
         With `norm_pix_loss` a prediction says nothing of a patch's mean and contrast: those of the true patch are used,
         as in the paper's figures.
         """
-        images = batch["image"].astype(jnp.float32)
-        _, prediction = self._forward(variables, images, masks, None)
-        patches = patchify(images, self.encoder.patch_size)
+        _, prediction = self._forward(variables, batch["image"], masks, None)
         if self.config.norm_pix_loss:
-            mean, deviation = patch_statistics(patches)
+            mean, deviation = patch_statistics(pixel_target(batch["image"], self.encoder.patch_size, False))
             prediction = prediction * deviation + mean
-        hidden = masks.mask[:, :, None]
-        shape = (self.encoder.patch_size, self.encoder.grid)
-        return {
-            "original": images,
-            "masked": unpatchify(jnp.where(hidden, jnp.zeros((), jnp.float32), patches), *shape),
-            "reconstruction": unpatchify(jnp.where(hidden, prediction, patches), *shape),
-        }
+        return masked_pictures(batch["image"], prediction, masks.mask, self.encoder.patch_size)
 
     def _forward(self, variables: Variables, images: jax.Array, masks: TokenMask, rng: jax.Array | None):
         params = variables["params"]

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
 from mim_jax.layers.initializers import torch_default_bias, torch_default_kernel
-from mim_jax.layers.patches import as_pair, patchify, unpatchify
+from mim_jax.layers.patches import as_pair, patchify
 from mim_jax.masking.random import check_cells, num_hidden_cells, random_cell_mask
 from mim_jax.masking.token_mask import TokenMask
 from mim_jax.models import vit
+from mim_jax.targets.pixels import masked_pictures
 
 
 class SimMIM(Objective):
@@ -85,16 +86,8 @@ class SimMIM(Objective):
 
     def reconstruct(self, variables: Variables, batch: Batch, masks: TokenMask) -> dict[str, jax.Array]:
         """Hidden patches from the head, visible ones from the image."""
-        images = batch["image"].astype(jnp.float32)
-        _, prediction = self._forward(variables, images, masks, None)
-        patches = patchify(images, self.encoder.patch_size)
-        hidden = masks.mask[:, :, None]
-        shape = (self.encoder.patch_size, self.encoder.grid)
-        return {
-            "original": images,
-            "masked": unpatchify(jnp.where(hidden, jnp.zeros((), jnp.float32), patches), *shape),
-            "reconstruction": unpatchify(jnp.where(hidden, prediction, patches), *shape),
-        }
+        _, prediction = self._forward(variables, batch["image"], masks, None)
+        return masked_pictures(batch["image"], prediction, masks.mask, self.encoder.patch_size)
 
     def _forward(self, variables: Variables, images: jax.Array, masks: TokenMask, rng: jax.Array | None):
         params = variables["params"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mim_jax.layers.patches import patchify
+from mim_jax.layers.patches import patchify, unpatchify
 
 EPSILON = 1e-6
 
@@ -34,3 +34,27 @@ def masked_mean(per_token: jax.Array, hidden: jax.Array) -> jax.Array:
     """Mean of `per_token [B, N]` over the tokens where `hidden [B, N]` is true, over the whole batch."""
     weight = hidden.astype(jnp.float32)
     return (per_token * weight).sum() / weight.sum()
+
+
+def masked_pictures(
+    images: jax.Array, prediction: jax.Array, hidden: jax.Array, patch_size: tuple[int, int]
+) -> dict[str, jax.Array]:
+    """What `Objective.reconstruct` returns for a method that predicts pixels.
+
+    Args:
+      images: `[B, H, W, C]`.
+      prediction: `[B, N, p*p*C]` in the units of the images.
+      hidden: `[B, N]` bool.
+      patch_size: `(height, width)` of a patch.
+
+    Returns:
+      `original`; `masked`, zero where hidden; `reconstruction`, the prediction where hidden and the image elsewhere.
+    """
+    images = images.astype(jnp.float32)
+    patches, hidden = patchify(images, patch_size), hidden[:, :, None]
+    grid = (images.shape[1] // patch_size[0], images.shape[2] // patch_size[1])
+    return {
+        "original": images,
+        "masked": unpatchify(jnp.where(hidden, jnp.zeros((), jnp.float32), patches), patch_size, grid),
+        "reconstruction": unpatchify(jnp.where(hidden, prediction, patches), patch_size, grid),
+    }
