@@ -136,7 +136,8 @@ def test_gradients_equal_finite_differences(subject):
         variables = {**subject.variables, "params": moved}
         return float(subject.loss(variables, subject.batch, subject.masks, jax.random.key(3), clock())[0])
 
-    slope = (along(0.02) - along(-0.02)) / 0.04
+    step = 2e-3  # small beside SimMIM's initial weights, large beside float32's rounding of the loss
+    slope = (along(step) - along(-step)) / (2 * step)
     assert slope == pytest.approx(scale, rel=0.02)
 
 
