@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for chatty in ("absl", "jax"):  # Orbax reports every file it writes, JAX every accelerator it does not find
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     start = time.monotonic()
     try:
         config = mim_jax.load_config(str(CONFIG), {"data.data_dir": arguments.data_dir})
