@@ -22,7 +22,7 @@ help: ## show this list
 demo: $(STAMP)-package ## pre-train MAE on Fashion-MNIST and evaluate it (10 minutes on 2 CPU cores)
 	@$(BIN)/python tools/demo.py
 
-test: $(STAMP)-test lint ## ruff and the whole test-suite (under 15 minutes on 2 CPU cores)
+test: $(STAMP)-test lint ## ruff and the whole test-suite
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 lint: $(STAMP)-test ## ruff check and ruff format --check

@@ -140,16 +140,11 @@ def parse_value(config: ConfigDict, name: str, text: str) -> Any:
         return text
 
 
-def importable_configs(file: str) -> contextlib.AbstractContextManager[None]:
-    """Makes `from configs import common` work inside `file` from any working directory."""
-    return _on_path(str(pathlib.Path(file).resolve().parent.parent))
-
-
 def _run_config_file(file: str, arg: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location(f"_mim_jax_config_{pathlib.Path(file).stem}", file)
     module = importlib.util.module_from_spec(spec)
     try:
-        with importable_configs(file):
+        with _configs_importable_from(file):
             spec.loader.exec_module(module)
             return resolve(module.get_config(arg) if arg else module.get_config())
     except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
@@ -157,7 +152,9 @@ def _run_config_file(file: str, arg: str) -> ConfigDict:
 
 
 @contextlib.contextmanager
-def _on_path(folder: str) -> Iterator[None]:
+def _configs_importable_from(file: str) -> Iterator[None]:
+    """Makes `from configs import common` work inside `file` from any working directory."""
+    folder = str(pathlib.Path(file).resolve().parent.parent)
     sys.path.insert(0, folder)
     try:
         yield
