@@ -1,19 +1,13 @@
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from tests.evaluation.process import SETTINGS, TASKS
+from tests.processes import free_port
 from tests.tiny import ROOT
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
 
 
 def test_two_processes_find_what_one_finds(mae, tmp_path):

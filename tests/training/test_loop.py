@@ -1,14 +1,7 @@
 import json
 import logging
-import os
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
-import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,60 +10,18 @@ from mim_jax.training.checkpoint import Checkpointer, load_run
 from mim_jax.training.loop import Trainer
 from mim_jax.training.preemption import EXIT_PREEMPTED
 from mim_jax.training.writers import Writers
-from tests.tiny import ROOT, tiny_config
-
-CONFIG = "configs/mae_fashion_mnist.py"
-SMALL = {
-    "data.source": "synthetic:64",
-    "batch_size": 16,
-    "model.width": 16,
-    "model.depth": 1,
-    "model.heads": 2,
-    "decoder.width": 16,
-    "decoder.depth": 1,
-    "decoder.heads": 2,
-    "duration": "8 steps",
-    "schedule.warmup": "2 steps",
-    "checkpoint.every": "2 steps",
-    "log.every": "1 steps",
-    "log.tensorboard": False,
-    "evaluation.every": None,
-}
-
-
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(workdir):
-    return {row["step"]: row["loss"] for row in rows(workdir) if "loss" in row}
-
-
-def command(workdir, overrides=None, *flags):
-    changes = {**SMALL, **(overrides or {})}
-    return [
-        sys.executable,
-        "-m",
-        "mim_jax.train",
-        f"--config={CONFIG}",
-        f"--workdir={workdir}",
-        *(f"--config.{name}={value}" for name, value in changes.items()),
-        *flags,
-    ]
-
-
-def launch(arguments, devices=1, **kwargs):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-        arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
-    )
-
-
-def finish(process, seconds=300):
-    """Exit code and output of a process that ends by itself."""
-    output, _ = process.communicate(timeout=seconds)
-    return process.returncode, output
+from tests.processes import (
+    assert_same_variables,
+    command,
+    finish,
+    free_port,
+    launch,
+    losses,
+    rows,
+    run,
+    wait_for_step,
+)
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +63,6 @@ def test_resuming_from_the_middle_gives_the_same_run(finished, tmp_path, monkeyp
     Trainer(tiny_config("mae"), tmp_path).run()
     assert losses(tmp_path) == losses(finished)
     assert_same_variables(tmp_path, finished)
-
-
-def assert_same_variables(one, other):
-    leaves = [jax.tree.leaves(load_run(workdir).variables) for workdir in (one, other)]
-    assert all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
 
 
 def test_batches_of_your_own_are_trained_on(tmp_path):
@@ -198,7 +144,7 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     ],
 )
 def test_mistakes_on_the_command_line_are_one_sentence(arguments, message, tmp_path):
-    code, output = finish(launch([*command(tmp_path / "run"), *arguments]))
+    code, output = run([*command(tmp_path / "run"), *arguments])
     assert code == 2
     assert output.strip().splitlines()[-1].startswith(f"error: {message[:60]}")
     assert "Traceback" not in output
@@ -208,7 +154,7 @@ def test_mistakes_on_the_command_line_are_one_sentence(arguments, message, tmp_p
 def test_sigkill_and_sigterm_are_survived_bit_for_bit(tmp_path):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     steps = {"duration": "40 steps"}
-    code, output = finish(launch(command(whole, steps)))
+    code, output = run(command(whole, steps))
     assert code == 0, output
 
     process = launch(command(torn, steps))
@@ -224,7 +170,7 @@ def test_sigkill_and_sigterm_are_survived_bit_for_bit(tmp_path):
     code, output = finish(process)
     assert code in (EXIT_PREEMPTED, 0), output  # 0: it had just finished
 
-    code, output = finish(launch(command(torn, steps)))
+    code, output = run(command(torn, steps))
     assert code == 0, output
     assert losses(torn) == losses(whole)
     assert [row["step"] for row in rows(torn)] == list(range(1, 41))
@@ -233,12 +179,9 @@ def test_sigkill_and_sigterm_are_survived_bit_for_bit(tmp_path):
 
 def test_two_processes_equal_one(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    code, output = finish(launch(command(alone, {"mesh.fsdp": 2}), devices=4))
+    code, output = run(command(alone, {"mesh.fsdp": 2}), devices=4)
     assert code == 0, output
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
     processes = [launch(command(together, {"mesh.fsdp": 2}, *flags, f"--process_id={i}"), devices=2) for i in range(2)]
     results = [finish(process) for process in processes]
     assert [code for code, _ in results] == [0, 0], results
@@ -246,14 +189,3 @@ def test_two_processes_equal_one(tmp_path):
     assert list(actual) == list(expected)
     np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-5)
     assert load_run(together).step == 8  # written by two processes, read by one
-
-
-def wait_for_step(workdir: pathlib.Path, step: int, seconds: float = 200.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if (workdir / "metrics.jsonl").exists():
-            complete = [line for line in (workdir / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
-            if complete and json.loads(complete[-1])["step"] >= step:
-                return
-        time.sleep(0.02)
-    raise TimeoutError(f"{workdir} did not reach step {step}.")
