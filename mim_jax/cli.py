@@ -10,8 +10,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import absl.logging
+import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 
@@ -64,6 +66,26 @@ def run_main(main: Callable[[str | None, dict[str, str]], None]) -> None:
     app.run(wrapped, argv=rest, flags_parser=_parse_flags)
 
 
+def define_process_flags() -> None:
+    """Defines the flags by which several processes find one another."""
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, to run several processes by hand.")
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
+    flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
+    flags.DEFINE_bool("distributed", False, "Find the other processes from the cluster (TPU pod, SLURM, Open MPI).")
+    flags.DEFINE_integer("heartbeat_seconds", 60, "A process silent for this long counts as dead; the others end.")
+
+
+def join_processes() -> None:
+    """Connects this process to the others the flags speak of; call it before anything touches a device."""
+    given = flags.FLAGS
+    if given.coordinator is None and not given.distributed:
+        return
+    by_hand = (given.coordinator, given.num_processes, given.process_id)
+    if given.coordinator is not None and None in by_hand:
+        raise ConfigError("With --coordinator, give --num_processes and --process_id too.")
+    jax.distributed.initialize(*by_hand, heartbeat_timeout_seconds=given.heartbeat_seconds)
+
+
 def config_from_command_line(path: str | None, overrides: dict[str, str]) -> ConfigDict:
     """The config of `--config=...` with its overrides; raises ConfigError."""
     if not path:
@@ -75,6 +97,8 @@ def show_own_logs_only() -> None:
     """This package's messages go to stderr, one plain line each; libraries report errors only."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     absl.logging.set_verbosity(absl.logging.ERROR)
+    # What Orbax logs with a stack trace it also raises, and `_leave` reports that.
+    absl.logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     own = logging.getLogger("mim_jax")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
@@ -89,6 +113,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _leave(error, EXIT_USAGE)
 
 
-def _leave(error: Exception, code: int) -> None:
+def _leave(error: Exception, code: int) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
+    if isinstance(error, CheckpointError | TrainingError):
+        # An orderly end would wait for the other processes, which know nothing of the error, and Orbax's abandoned
+        # writes would complain for pages after the one sentence that matters.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

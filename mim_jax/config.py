@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -26,6 +25,7 @@ from mim_jax.errors import ConfigError
 
 # Sizes that may be one number or a (height, width) pair.
 _NUMBER_OR_PAIR = ("image_size", "patch_size", "mask_patch_size")
+_MAX_GUESSES = 3  # keys named in answer to an unknown one
 
 
 def objective_names(kind: str) -> list[str]:
@@ -110,10 +110,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Config
     file, _, arg = str(path).partition(":")
     if not pathlib.Path(file).is_file():
         raise ConfigError(f"There is no config file {file!r}.")
-    if file.endswith(".json"):
-        config = resolve(json.loads(pathlib.Path(file).read_text()))
-    else:
-        config = _run_config_file(file, arg)
+    config = resolve(_read_json(file)) if file.endswith(".json") else _run_config_file(file, arg)
     for name, value in (overrides or {}).items():
         override(config, name, value)
     return config
@@ -140,6 +137,16 @@ def parse_value(config: ConfigDict, name: str, text: str) -> Any:
         return text
 
 
+def _read_json(file: str) -> dict[str, Any]:
+    try:
+        content = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"Config file {file!r} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"Config file {file!r} must hold an object, not {type(content).__name__}.")
+    return content
+
+
 def _run_config_file(file: str, arg: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location(f"_mim_jax_config_{pathlib.Path(file).stem}", file)
     module = importlib.util.module_from_spec(spec)
@@ -147,7 +154,7 @@ def _run_config_file(file: str, arg: str) -> ConfigDict:
         with _configs_importable_from(file):
             spec.loader.exec_module(module)
             return resolve(module.get_config(arg) if arg else module.get_config())
-    except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
+    except (AttributeError, KeyError, TypeError, NameError, SyntaxError, ImportError) as error:
         raise ConfigError(f"Config file {file!r} cannot be read: {error}") from error
 
 
@@ -166,6 +173,8 @@ def _merge(config: ConfigDict, given: Mapping[str, Any], prefix: str = "", root:
     root = config if root is None else root
     for key, value in given.items():
         name = f"{prefix}{key}"
+        if "." in str(key):
+            raise ConfigError(f"There is no config key {name!r} in a dict; write sections as dicts within dicts.")
         if key not in config:
             raise ConfigError(f"There is no config key {name!r}{_nearest(name, _names(root))}")
         if isinstance(config[key], ConfigDict):
@@ -178,17 +187,39 @@ def _merge(config: ConfigDict, given: Mapping[str, Any], prefix: str = "", root:
 
 
 def _assign(config: ConfigDict, key: str, name: str, value: Any) -> None:
-    expected = config.get_type(key)
     if isinstance(value, list):
         value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if key in _NUMBER_OR_PAIR:
+        kinds = [type(v) for v in value] if isinstance(value, tuple) else [type(value)]
+        if kinds != ([int, int] if isinstance(value, tuple) else [int]):
+            raise _wrong_type(name, "int or a pair of ints", value)
+        with config.ignore_type():
+            config[key] = value
+        return
     # Keys that may be switched off are field references with a type of their own (see mim_jax/fields.py).
     may_be_none = isinstance(dict(config.items(preserve_field_references=True))[key], FieldReference)
-    pair = key in _NUMBER_OR_PAIR and isinstance(value, int | tuple) and not isinstance(value, bool)
-    fits = pair or type(value) is expected or (expected is float and type(value) is int)
-    if not (fits or (value is None and may_be_none)):
-        raise ConfigError(f"{name} must be of type {expected.__name__}, not {type(value).__name__} ({value!r}).")
-    with config.ignore_type() if pair else contextlib.nullcontext():
-        config[key] = float(value) if expected is float and type(value) is int else value
+    expected = config.get_type(key)
+    if value is None and may_be_none:
+        config[key] = None
+        return
+    if not _fits(value, expected):
+        raise _wrong_type(name, f"{expected.__name__}{' or None' if may_be_none else ''}", value)
+    if expected is tuple and config[key]:  # what stands there shows what belongs there
+        inner = type(config[key][0])
+        for number, item in enumerate(value):
+            if not _fits(item, inner):
+                raise _wrong_type(f"{name}[{number}]", inner.__name__, item)
+        value = tuple(inner(item) for item in value)
+    config[key] = expected(value)
+
+
+def _fits(value: Any, expected: type) -> bool:
+    """Whether a value is of a type, or an int where a float is expected; a bool is no int."""
+    return type(value) is expected or (expected is float and type(value) is int)
+
+
+def _wrong_type(name: str, expected: str, value: Any) -> ConfigError:
+    return ConfigError(f"{name} must be of type {expected}, not {type(value).__name__} ({value!r}).")
 
 
 def _names(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -201,10 +232,32 @@ def _names(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def _nearest(name: str, names: list[str]) -> str:
+    """The end of a message about the unknown `name`: all keys that are the fewest slips away, where these are few.
+
+    A slip drops, adds or replaces a letter, or swaps two neighbours; at most a third of the letters, or one, may be
+    wrong. Keys of other sections are thought of only if none of the same section is near.
+    """
     section, _, key = name.rpartition(".")
-    siblings = {n.rpartition(".")[2]: n for n in names if n.rpartition(".")[0] == section}
-    close = [siblings[key] for key in difflib.get_close_matches(key, siblings, n=1, cutoff=0.65)]
-    if not close:  # a right name in the wrong section
-        close = sorted((n for n in names if n.rpartition(".")[2] == key), key=lambda n: n.count("."))
-    close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else "."
+    siblings = [n for n in names if n.rpartition(".")[0] == section]
+    for candidates in (siblings, names):
+        slips = {n: edit_distance(key, n.rpartition(".")[2]) for n in candidates}
+        fewest = min(slips.values(), default=len(key) + 1)
+        if fewest <= max(1, len(key) // 3):
+            close = sorted((n for n in candidates if slips[n] == fewest), key=lambda n: n.count("."))
+            return f"; did you mean {' or '.join(repr(n) for n in close[:_MAX_GUESSES])}?"
+    return "."
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Fewest letters to drop, add, replace or swap with their neighbour to turn one word into the other.
+
+    The optimal string alignment distance: no letter is touched twice.
+    """
+    before, row = [], list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        before, last, row = row, before, [i]
+        for j, b in enumerate(other, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b)))
+            if i > 1 and j > 1 and (a, one[i - 2]) == (other[j - 2], b):
+                row[j] = min(row[j], last[j - 2] + 1)
+    return row[-1]

@@ -9,7 +9,6 @@ done, 2 the run, the data or the request cannot be used, 1 anything else.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from mim_jax.config import override, parse_value
 from mim_jax.contract import Objective, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.evaluation import Evaluator, Result, task_names
+from mim_jax.evaluation.records import append_rows
 from mim_jax.training.checkpoint import load_run, load_run_config
 from mim_jax.training.sharding import make_mesh, replicated
 
@@ -132,20 +132,20 @@ def _initial_variables(objective: Objective, seed: int, mesh: jax.sharding.Mesh)
 def _append(
     path: pathlib.Path, results: Mapping[str, Result], step: int, random_init: bool, config: ConfigDict
 ) -> None:
-    with path.open("a") as file:
-        for task, result in results.items():
-            settings = {"source": config.data.source, **config.evaluation[task].to_dict()}
-            row = {
-                "task": task,
-                "step": step,
-                "random_init": random_init,
-                "complete": result.complete,
-                "metrics": result.metrics,
-                "details": result.details,
-                "settings": settings,
-                "files": [str(file) for file in result.files],
-            }
-            file.write(json.dumps(row) + "\n")
+    rows = [
+        {
+            "task": task,
+            "step": step,
+            "random_init": random_init,
+            "complete": result.complete,
+            "metrics": result.metrics,
+            "details": result.details,
+            "settings": {"source": config.data.source, **config.evaluation[task].to_dict()},
+            "files": [str(file) for file in result.files],
+        }
+        for task, result in results.items()
+    ]
+    append_rows(path, rows)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,18 @@
 
     python -m mim_jax.train --config=configs/mae_fashion_mnist.py --workdir=runs/mae [--config.optimizer.lr=1e-3 ...]
 
-The same command resumes an interrupted run. Exit codes: 0 done, 2 the config or data cannot be used, 75 preempted after
-saving (start again), 1 anything else.
+The same command resumes an interrupted run. Exit codes: 0 done, 2 the config, the data or the checkpoints cannot be
+used, 75 pre-empted after saving, 76 nothing moved for `watchdog_minutes` (after both, start again), 1 anything else.
 """
 
 from __future__ import annotations
 
 import pathlib
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from mim_jax.cli import config_from_command_line, run_main
+from mim_jax.cli import config_from_command_line, define_process_flags, join_processes, run_main
 from mim_jax.errors import ConfigError
 from mim_jax.evaluation import Evaluator
 from mim_jax.interop import import_with_report
@@ -45,10 +44,7 @@ def define_flags() -> None:
     """Defines the command line's flags. Not on import: `mim_jax.evaluate` has flags of the same names."""
     flags.DEFINE_string("workdir", None, "Where checkpoints, logs and pictures go; created if missing.")
     flags.DEFINE_bool("allow_config_change", False, "Resume although lr, schedule, duration or data have changed.")
-    flags.DEFINE_string("coordinator", None, "host:port of process 0, to run several processes by hand.")
-    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.")
-    flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
-    flags.DEFINE_bool("distributed", False, "Find the other processes from the cluster (TPU pod, SLURM, ...).")
+    define_process_flags()
 
 
 def main(config_path: str | None, overrides: dict[str, str]) -> None:
@@ -57,10 +53,7 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
     config = config_from_command_line(config_path, overrides)
     if given.workdir is None:
         raise ConfigError("Give a directory for the run: --workdir=runs/NAME")
-    if given.coordinator is not None:
-        jax.distributed.initialize(given.coordinator, given.num_processes, given.process_id)
-    elif given.distributed:
-        jax.distributed.initialize()
+    join_processes()
     train(config, given.workdir, allow_config_change=given.allow_config_change)
 
 

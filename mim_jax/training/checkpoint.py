@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,13 +18,14 @@ from ml_collections import ConfigDict
 
 from mim_jax.contract import Objective, Variables
 from mim_jax.errors import CheckpointError, ConfigError
-from mim_jax.training.integrity import tree_checksums
+from mim_jax.training.integrity import nonfinite_leaves, tree_checksums
 from mim_jax.training.paths import leaf_names
 from mim_jax.training.sharding import make_mesh, tree_shardings
 from mim_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of the metadata written beside the arrays
+ARRAYS = ("variables", "optimizer")  # the items that hold arrays
 
 
 class Checkpointer:
@@ -41,9 +44,9 @@ class Checkpointer:
         if read_only and not self.directory.is_dir():
             raise CheckpointError(f"There are no checkpoints under {self.directory.parent}; give a run's workdir.")
         self._damaged = self.directory.parent / "damaged"
-        self._had_any = bool(self._step_directories()) or self._damaged.exists()
         if not read_only:
             self._discard_empty_steps()
+        self._had_any = bool(self._step_directories()) or self._damaged.exists()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -52,10 +55,15 @@ class Checkpointer:
                 create=not read_only,
                 enable_async_checkpointing=asynchronous and not read_only,
                 read_only=read_only,
+                cleanup_tmp_directories=not read_only,
             ),
-            item_names=("variables", "optimizer", "meta"),
+            item_handlers={
+                **{name: ocp.StandardCheckpointHandler() for name in ARRAYS},
+                "meta": ocp.JsonCheckpointHandler(),
+            },
         )
         self._read_only = read_only
+        self._last_saved: int | None = None
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that look complete, ascending."""
@@ -71,36 +79,47 @@ class Checkpointer:
         """
         step = int(state.step)
         if step in self._manager.all_steps():
-            return  # the final step of a run may also be a periodic one
+            if step != self._last_saved:
+                logger.warning("Checkpoint %d exists under %s and is not written again.", step, self.directory)
+            return
         variables, optimizer = _items(state)
         checksums = tree_checksums({"variables": variables, "optimizer": optimizer})
-        meta = {**meta, "format": FORMAT, "step": step, "checksums": checksums}
-        self.check()
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(variables),
-                optimizer=ocp.args.StandardSave(optimizer),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        meta = {**meta, "format": FORMAT, "step": step, "time": time, "checksums": checksums}
+        with self._saving():
+            self._manager.check_for_errors()
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(variables),
+                    optimizer=ocp.args.StandardSave(optimizer),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
         if not saved:
             raise CheckpointError(f"Checkpoint {step} was not saved under {self.directory}: newer steps exist there.")
+        self._last_saved = step
 
     def check(self) -> None:
         """Raises CheckpointError if a background save failed."""
-        try:
+        with self._saving():
             self._manager.check_for_errors()
-        except Exception as error:
-            raise CheckpointError(f"Saving a checkpoint under {self.directory} failed: {error}") from error
 
     def close(self) -> None:
         """Waits for background saves; raises CheckpointError if one failed."""
-        try:
+        with self._saving():
             self._manager.wait_until_finished()
             self._manager.close()
-        except Exception as error:
-            raise CheckpointError(f"Saving a checkpoint under {self.directory} failed: {error}") from error
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the background thread's, of any kind, which Orbax raises at its next call
+            raise CheckpointError(
+                f"Saving a checkpoint under {self.directory} failed: {_gist(error)}; earlier ones are intact, so free "
+                "space or mend the storage and start the same command again."
+            ) from error
 
     def meta(self, step: int) -> dict[str, Any]:
         """The metadata saved with a step: config, versions, checksums."""
@@ -109,7 +128,8 @@ class Checkpointer:
     def restore_latest(self, template: TrainState, check_meta: Callable[[dict], None]) -> TrainState | None:
         """The newest sound checkpoint on the template's shardings, or None where the run has never had one.
 
-        Damaged ones are renamed to `damaged-<step>` and reported. `check_meta` sees the metadata first and may refuse.
+        Damaged ones are moved to `<workdir>/damaged/<step>` and reported. `check_meta` sees the metadata first and may
+        refuse.
 
         Raises:
           CheckpointError: the run had checkpoints, but none of them is sound.
@@ -137,6 +157,23 @@ class Checkpointer:
         _verify({"variables": variables}, meta, step)
         return variables
 
+    def arrays(self, step: int) -> Any:
+        """Every array of a checkpoint as it was saved, on the first device, verified; needs no config.
+
+        Raises:
+          CheckpointError: it is damaged.
+        """
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        try:
+            saved = {name: self._manager.item_metadata(step)[name].tree for name in ARRAYS}
+        except Exception as error:  # whatever Orbax's parsers raise on damaged metadata
+            raise CheckpointError(f"Checkpoint {step} has no readable metadata: {_gist(error)}") from error
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved)
+        items = self._read(step, **{name: ocp.args.StandardRestore(target[name]) for name in ARRAYS})
+        arrays = {name: items[name] for name in ARRAYS}
+        _verify(arrays, self.meta(step), step)
+        return arrays
+
     def _restore(self, step: int, template: TrainState, meta: dict[str, Any]) -> TrainState:
         variables, optimizer = _items(template)
         restored = self._read(
@@ -149,8 +186,7 @@ class Checkpointer:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises bare Exceptions for unreadable arrays
-            reason = str(error).partition("\n")[0][:200]
-            raise CheckpointError(f"Checkpoint {step} under {self.directory} cannot be read: {reason}") from error
+            raise CheckpointError(f"Checkpoint {step} under {self.directory} cannot be read: {_gist(error)}") from error
 
     def _step_directories(self) -> list[pathlib.Path]:
         if not self.directory.is_dir():
@@ -233,6 +269,12 @@ def abstract_on(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
     )
 
 
+def _gist(error: Exception) -> str:
+    """The first line of a library's message, its middle left out where it is very long."""
+    line = (str(error) or type(error).__name__).partition("\n")[0]
+    return line if len(line) <= 300 else f"{line[:140]} ... {line[-140:]}"
+
+
 def _items(state: TrainState) -> tuple[Variables, dict[str, Any]]:
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     return fields.pop("variables"), fields
@@ -258,3 +300,6 @@ def _verify(items: dict[str, Any], meta: dict[str, Any], step: int) -> None:
             f"Checkpoint {step} is damaged: {len(wrong)} of {len(actual)} arrays differ from what was saved, "
             f"the first is {wrong[0]}."
         )
+    wild = nonfinite_leaves({"params": items["variables"]["params"]})
+    if wild:
+        raise CheckpointError(f"Checkpoint {step} has {len(wild)} arrays that are not finite, the first is {wild[0]}.")

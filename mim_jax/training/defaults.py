@@ -16,6 +16,10 @@ def default_config() -> ConfigDict:
             accumulation_steps=1,  # micro-batches per update; batch_size is their sum
             nonfinite="stop",  # on a non-finite loss or gradient: "stop", or "skip" the update and count it
             max_skipped=10,  # with nonfinite="skip": consecutive skipped updates after which the run stops
+            spike_factor=optional(float),  # treats a gradient norm of this many times its running mean as non-finite
+            watchdog_minutes=optional(
+                float, 30.0
+            ),  # without the end of a step, after which stacks are dumped; None: off
             optimizer=optimizer_config(),
             schedule=schedule_config(),
             mesh=dict(data=-1, fsdp=1, tensor=1),  # devices along each axis; -1 takes the rest

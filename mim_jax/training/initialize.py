@@ -25,9 +25,18 @@ logger = logging.getLogger(__name__)
 ImportWeights = Callable[..., tuple[Variables, Any]]  # see mim_jax.interop.import_with_report
 
 # Sections a run may be resumed with changed: they alter what is watched or where it runs, not what is computed.
-_FREE_TO_CHANGE = ("log", "evaluation", "checkpoint", "profile", "mesh", "compute")
+_FREE_TO_CHANGE = ("log", "evaluation", "checkpoint", "profile", "mesh", "compute", "watchdog_minutes")
 # Sections that alter the training from here on; resuming with them changed has to be asked for.
-_CHANGE_WHEN_ASKED = ("duration", "schedule", "optimizer", "nonfinite", "max_skipped", "data", "accumulation_steps")
+_CHANGE_WHEN_ASKED = (
+    "duration",
+    "schedule",
+    "optimizer",
+    "nonfinite",
+    "max_skipped",
+    "spike_factor",
+    "data",
+    "accumulation_steps",
+)
 
 
 def initialize(

@@ -1,4 +1,4 @@
-"""Checksums of arrays, so that a flipped bit on disk is noticed.
+"""Whether arrays are what they should be: checksums, so that a flipped bit on disk is noticed, and finiteness.
 
 Orbax restores damaged array data without a word; the checksum of every leaf is kept beside it and compared on restore.
 """
@@ -19,6 +19,17 @@ def tree_checksums(tree: Any) -> dict[str, int]:
     """A 32-bit checksum of every leaf's bytes by path name; the same however the leaf is sharded."""
     sums = jax.device_get(_checksums(tree))
     return {name: int(value) for name, value in zip(leaf_names(tree), jax.tree.leaves(sums), strict=True)}
+
+
+def nonfinite_leaves(tree: Any) -> list[str]:
+    """Path names of the leaves with a value that is not finite."""
+    finite = jax.device_get(_finite(tree))
+    return [name for name, is_finite in zip(leaf_names(tree), jax.tree.leaves(finite), strict=True) if not is_finite]
+
+
+@jax.jit
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
 
 @jax.jit

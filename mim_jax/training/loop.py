@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -22,11 +23,14 @@ from mim_jax import data
 from mim_jax.config import create
 from mim_jax.contract import Objective
 from mim_jax.errors import ConfigError, TrainingError
+from mim_jax.files import replace_text
 from mim_jax.layers.compute import compute_dtype
 from mim_jax.training import schedules
 from mim_jax.training.checkpoint import Checkpointer
 from mim_jax.training.duration import RunLength
+from mim_jax.training.guard import Guard
 from mim_jax.training.initialize import ImportWeights, initialize
+from mim_jax.training.lock import workdir_lock
 from mim_jax.training.metering import Meter, Profiler
 from mim_jax.training.optimizer import Rates, make_optimizer
 from mim_jax.training.preemption import EXIT_PREEMPTED, PreemptionNotice
@@ -34,6 +38,7 @@ from mim_jax.training.sharding import check_batch_size, make_mesh, put_batch
 from mim_jax.training.state import TrainState
 from mim_jax.training.step import make_train_step
 from mim_jax.training.throughput import compiled_flops
+from mim_jax.training.watchdog import Watchdog, in_notebook
 from mim_jax.training.writers import Writers, make_writers
 
 logger = logging.getLogger(__name__)
@@ -41,7 +46,7 @@ logger = logging.getLogger(__name__)
 MakeEvaluator = Callable[[Objective, ConfigDict, jax.sharding.Mesh], Any]
 BatchSource = Callable[[int], Iterator[dict[str, np.ndarray]]]
 
-_GUARD = ("finite", "consecutive_skipped")  # for the loop itself, not for the log
+_FOR_THE_GUARD = ("finite", "spike", "typical_grad_norm", "consecutive_skipped")  # and not for the log
 _IN_FLIGHT = 2  # steps the host may run ahead of the devices
 
 
@@ -101,15 +106,16 @@ class Trainer:
         """
         self.config = config
         self.workdir = pathlib.Path(workdir).expanduser().absolute()
-        if self.workdir.exists() and not self.workdir.is_dir():
-            raise ConfigError(f"workdir {self.workdir} is a file; give a directory.")
-        if config.nonfinite not in ("stop", "skip"):
-            raise ConfigError(f"nonfinite is {config.nonfinite!r}; choose 'stop' or 'skip'.")
+        check_workdir(self.workdir)
         self.objective: Objective = create(config)
         self.mesh = make_mesh(config.mesh)
         check_batch_size(config.batch_size, self.mesh, config.accumulation_steps)
         self.info = data.data_info(config)
         self.plan = Plan.from_config(config, self.info.num_train_examples)
+        self.guard = Guard(config, self.workdir, self.info.num_train_examples)
+        minutes = None if in_notebook() else config.watchdog_minutes
+        stacks = self.workdir / "diagnostics" / f"stacks_process{jax.process_index()}.txt"
+        self.watchdog = Watchdog(None if minutes is None else 60 * minutes, stacks)
         if config.get("num_classes") not in (None, self.info.num_classes) and self.info.num_classes is not None:
             raise ConfigError(
                 f"num_classes is {config.num_classes}, but {config.data.source} has {self.info.num_classes} classes."
@@ -137,16 +143,30 @@ class Trainer:
         """Trains to the end and returns the final state.
 
         Raises:
-          TrainingError: the loss stopped being finite.
+          TrainingError: the loss stopped being finite, or the work directory can no longer be written.
+          CheckpointError: a checkpoint cannot be written, or none of those there are is sound.
+          DataError: the data cannot be read any more; the state reached is saved first.
           SystemExit: with EXIT_PREEMPTED after a SIGTERM, once the state is saved.
         """
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            with contextlib.ExitStack() as stack:
+                return self._run(stack)
+        except OSError as error:
+            raise TrainingError(
+                f"The run cannot go on: {error}; free space under {self.workdir} or make it writable, and start the "
+                "same command again."
+            ) from error
+
+    def _run(self, stack: contextlib.ExitStack) -> TrainState:
+        if self._is_main:
+            stack.enter_context(workdir_lock(self.workdir))
         checkpointer = Checkpointer(
             self.workdir,
             keep=self.config.checkpoint.keep,
             keep_every=self.plan.keep_every,
             asynchronous=self.config.checkpoint.asynchronous,
         )
+        stack.callback(checkpointer.close)
         state = initialize(
             self.config,
             self.objective,
@@ -157,23 +177,23 @@ class Trainer:
             allow_config_change=self._allow_config_change,
         )
         self._write_config()  # only now: a refused resume leaves the run's own config as it is
+        start = int(state.step)
         writers = make_writers(
             self.workdir,
             self.plan.total_steps,
-            first_step=int(state.step),
+            first_step=start,
             tensorboard=self.config.log.tensorboard,
             progress=self.config.log.progress,
             main=self._is_main,
         )
-        with contextlib.ExitStack() as stack:
-            stack.callback(checkpointer.close)
-            stack.callback(writers.close)
-            if int(state.step) >= self.plan.total_steps:
-                logger.info("The run is already complete at step %d.", int(state.step))
-                return state
-            preemption = stack.enter_context(PreemptionNotice())
-            stream = stack.enter_context(data.prefetch(self._batches(int(state.step)), self._put))
-            return self._train(state, stream, checkpointer, writers, preemption)
+        stack.callback(writers.close)
+        if start >= self.plan.total_steps:
+            logger.info("The run is already complete at step %d.", start)
+            return state
+        preemption = stack.enter_context(PreemptionNotice())
+        stack.enter_context(self.watchdog)
+        stream = stack.enter_context(data.prefetch(self._batches(start), self._put))
+        return self._train(state, stream, checkpointer, writers, preemption)
 
     def _configured_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
@@ -196,14 +216,15 @@ class Trainer:
             self._evaluate(state, 0, writers)
         for step in range(start, plan.total_steps):
             profiler.at(step)
-            batch = next(stream)
+            batch = self._next_batch(stream, state, checkpointer)
             train_step = steps.at(step, state, batch)
             state, metrics = train_step(state, batch)
             done = step + 1
             pending.append((done, metrics))
             # Looking at a step that has surely ended keeps the devices busy and notices trouble soon.
             if len(pending) > _IN_FLIGHT:
-                self._check_finite(*pending.popleft(), state)
+                self.guard.check(*pending.popleft(), state, self._meta())
+            self.watchdog.beat()
             writers.advance(done)
             if done % plan.log_every == 0 or done == plan.total_steps:
                 speed = meter.read(done - start, steps.flops, compute_dtype(self.config.compute.dtype))
@@ -215,7 +236,7 @@ class Trainer:
             stopping = preemption.received(done)
             if done % plan.checkpoint_every == 0 or done == plan.total_steps or stopping:
                 for item in pending:
-                    self._check_finite(*item, state)
+                    self.guard.check(*item, state, self._meta())
                 pending.clear()
                 with meter.paused():
                     checkpointer.save(state, self._meta())
@@ -225,6 +246,20 @@ class Trainer:
                 sys.exit(EXIT_PREEMPTED)
         profiler.stop()
         return state
+
+    def _next_batch(
+        self, stream: Iterator[dict[str, jax.Array]], state: TrainState, checkpointer: Checkpointer
+    ) -> dict[str, jax.Array]:
+        try:
+            return next(stream)
+        except Exception:
+            # What has been learnt is sound and not lost with the data. With several processes the others know nothing
+            # of this one's trouble, and a save that not all take part in would never end.
+            if jax.process_count() == 1 and int(state.step) > 0:
+                checkpointer.save(state, self._meta())
+                checkpointer.close()
+                logger.warning("The data failed: saved step %d.", int(state.step))
+            raise
 
     def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         names = self.objective.batch_spec()
@@ -236,45 +271,17 @@ class Trainer:
     def _evaluate(self, state: TrainState, step: int, writers: Writers) -> None:
         if self.evaluator is None or (step == 0 and not self.config.evaluation.at_start):
             return
-        results = self.evaluator.run(
-            state.variables, self.config.evaluation.tasks, step=step, out_dir=self.workdir / "evaluation"
-        )
+        with self.watchdog.paused():
+            results = self.evaluator.run(
+                state.variables, self.config.evaluation.tasks, step=step, out_dir=self.workdir / "evaluation"
+            )
         if results:
             writers.write(step, results)
-
-    def _check_finite(self, step: int, metrics: dict[str, Any], state: TrainState) -> None:
-        if bool(metrics["finite"]):
-            return
-        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        consecutive = int(values["consecutive_skipped"])
-        if self.config.nonfinite == "skip" and consecutive <= self.config.max_skipped:
-            logger.warning("Step %d is not finite and was skipped (%d in a row).", step, consecutive)
-            return
-        folder = self.workdir / "diagnostics"
-        if self._is_main:
-            folder.mkdir(exist_ok=True)
-            first = (step - 1) * self.config.batch_size
-            report = dict(
-                step=step, metrics=values, seed=self.config.seed, positions=[first, first + self.config.batch_size]
-            )
-            (folder / f"nonfinite_{step:08d}.json").write_text(json.dumps(_json_safe(report), indent=1))
-        diagnostic = Checkpointer(folder / f"step_{step:08d}", asynchronous=False)
-        diagnostic.save(state, self._meta())
-        diagnostic.close()
-        terms = ", ".join(f"{k} {v:.4g}" for k, v in values.items() if k == "loss" or k.startswith("terms/"))
-        raise TrainingError(
-            f"Step {step} is not finite ({terms}, grad_norm {values['grad_norm']:.4g}); the last finite state and the "
-            f"batch's stream positions are under {folder}. "
-            "Lower optimizer.lr, set optimizer.clip_norm, or nonfinite='skip'."
-        )
 
     def _write_config(self) -> None:
         if not self._is_main:
             return
-        file = self.workdir / "config.json"
-        temporary = file.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(self.config.to_dict(), indent=1) + "\n")
-        temporary.replace(file)
+        replace_text(self.workdir / "config.json", json.dumps(self.config.to_dict(), indent=1) + "\n")
 
     def _meta(self) -> dict[str, Any]:
         versions = {m.__name__: m.__version__ for m in (jax, flax, optax, np)}
@@ -308,6 +315,7 @@ class StepCompiler:
                 total_steps=trainer.plan.total_steps,
                 steps_per_epoch=trainer.plan.steps_per_epoch,
                 accumulation_steps=trainer.config.accumulation_steps,
+                spike_factor=trainer.config.spike_factor,
             )
             shardings = jax.tree.map(lambda x: x.sharding, state)
             jitted = jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
@@ -319,12 +327,13 @@ class StepCompiler:
 
 def _logged(metrics: dict[str, Any]) -> dict[str, float]:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    return {"loss": values.pop("loss"), **{k: v for k, v in values.items() if k not in _GUARD}}
+    return {"loss": values.pop("loss"), **{k: v for k, v in values.items() if k not in _FOR_THE_GUARD}}
 
 
-def _json_safe(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _json_safe(v) for k, v in value.items()}
-    if isinstance(value, float) and not np.isfinite(value):
-        return str(value)
-    return value
+def check_workdir(workdir: pathlib.Path) -> None:
+    """Raises ConfigError unless `workdir` is, or can become, a directory this process may write to."""
+    existing = next(path for path in (workdir, *workdir.parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"workdir {workdir} cannot be a directory: {existing} is a file; give another one.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"workdir {workdir} cannot be written: {existing} is not writable; give another one.")

@@ -11,22 +11,25 @@ import jax
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a scheduler should start the same command again
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM's --signal sends the second
+
+
 class PreemptionNotice:
-    """Notices SIGTERM, so that the loop can save and leave; a second one ends the process at once."""
+    """Notices SIGTERM and SIGUSR1, so that the loop can save and leave; a second one ends the process at once."""
 
     def __init__(self):
         self._name: str | None = None
-        self._previous: Any = None
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> PreemptionNotice:
         # Signal handlers belong to the main thread; in a notebook's worker thread there is nothing to notice.
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
+            self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def received(self, step: int) -> str | None:
         """The signal's name once it came; with several processes, at the same step on all of them."""
@@ -39,6 +42,6 @@ class PreemptionNotice:
     def _receive(self, number, frame) -> None:
         del frame
         if self._name is not None:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         self._name = signal.Signals(number).name

@@ -21,6 +21,7 @@ class TrainState:
     opt_state: Any
     skipped: jax.Array  # updates skipped because something was not finite, int32 []
     consecutive_skipped: jax.Array  # of these, the last ones in a row, int32 []
+    typical_grad_norm: jax.Array  # running mean over the updates made, float32 []
 
 
 def create_state(
@@ -39,4 +40,5 @@ def state_from_variables(variables: Variables, optimizer: optax.GradientTransfor
         opt_state=optimizer.init(variables["params"]),
         skipped=zero,
         consecutive_skipped=zero,
+        typical_grad_norm=jnp.zeros((), jnp.float32),
     )

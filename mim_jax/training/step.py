@@ -14,6 +14,8 @@ from mim_jax.training.optimizer import Rates
 from mim_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
+# A gradient norm is called a spike against the mean of about the last 50 updates, once there were 20.
+_TYPICAL_SPAN, _TYPICAL_AFTER = 50, 20
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -26,12 +28,14 @@ def make_train_step(
     total_steps: int,
     steps_per_epoch: float,
     accumulation_steps: int = 1,
+    spike_factor: float | None = None,
 ) -> StepFunction:
     """The training step: loss and gradients, optimiser, the objective's own update.
 
-    An update that is not finite (loss or gradient norm) leaves variables and optimiser state as they are, and counts.
-    Metrics are float32 scalars: `loss`, `terms/*`, `metrics/*`, `lr`, `weight_decay`, `grad_norm`, `update_norm`,
-    `param_norm`, `skipped`, and for the loop `finite` and `consecutive_skipped`.
+    An update that is not finite (loss, gradient norm or update norm), or whose gradient norm exceeds `spike_factor`
+    times its running mean, leaves variables and optimiser state as they are, and counts. Metrics are float32 scalars:
+    `loss`, `terms/*`, `metrics/*`, `lr`, `weight_decay`, `grad_norm`, `update_norm`, `param_norm`, `skipped`, and for
+    the loop `finite`, `spike`, `typical_grad_norm` and `consecutive_skipped`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -45,20 +49,28 @@ def make_train_step(
             variables["state"] = new_state
         variables = objective.update(variables, clock)
 
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+        made = (state.step - state.skipped).astype(jnp.float32)
+        spike = jnp.zeros((), jnp.bool_)
+        if spike_factor is not None:
+            spike = finite & (made >= _TYPICAL_AFTER) & (grad_norm > spike_factor * state.typical_grad_norm)
+        sound = finite & ~spike
         variables, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
+            lambda new, old: jnp.where(sound, new, old),
             (variables, opt_state),
             (state.variables, state.opt_state),
         )
-        bad = (~finite).astype(jnp.int32)
+        bad = (~sound).astype(jnp.int32)
+        share = 1.0 / jnp.minimum(made + 1.0, _TYPICAL_SPAN)
+        typical = state.typical_grad_norm + share * (grad_norm - state.typical_grad_norm)
         new = TrainState(
             step=state.step + 1,
             variables=variables,
             opt_state=opt_state,
             skipped=state.skipped + bad,
             consecutive_skipped=(state.consecutive_skipped + bad) * bad,
+            typical_grad_norm=jnp.where(sound, typical, state.typical_grad_norm),
         )
         metrics = {
             "loss": loss,
@@ -66,9 +78,11 @@ def make_train_step(
             "lr": rates.learning_rate(state.step),
             "weight_decay": rates.weight_decay(state.step),
             "grad_norm": grad_norm,
-            "update_norm": optax.tree.norm(updates),
+            "update_norm": update_norm,
             "param_norm": optax.tree.norm(params),
             "finite": finite,
+            "spike": spike,
+            "typical_grad_norm": state.typical_grad_norm,
             "consecutive_skipped": new.consecutive_skipped,
             "skipped": new.skipped,
         }

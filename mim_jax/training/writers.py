@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import tqdm
 
+from mim_jax.files import replace_text
+
 logger = logging.getLogger(__name__)
 
 
@@ -33,15 +35,16 @@ class JsonLinesWriter:
     def __init__(self, path: pathlib.Path, *, first_step: int):
         """Opens `path` for appending and drops rows past `first_step`, which a resumed run writes again."""
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= first_step]
-            path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step]
+            replace_text(path, "".join(line + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends a row; non-finite values are written as the strings JSON has no numbers for."""
         row = {"step": step, **{k: v if abs(v) < float("inf") else str(v) for k, v in scalars.items()}}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # rows outlive a power cut as checkpoints do
 
     def close(self) -> None:
         """Closes the file."""

@@ -104,7 +104,7 @@ def test_a_non_finite_loss_stops_with_the_state_saved(tmp_path):
     config = tiny_config("mae", {"optimizer.lr": 1e30, "schedule.warmup": "0 steps"})
     with pytest.raises(TrainingError, match=r"is not finite.*optimizer\.clip_norm"):
         Trainer(config, tmp_path).run()
-    (report,) = (tmp_path / "diagnostics").glob("nonfinite_*.json")
+    (report,) = (tmp_path / "diagnostics").glob("skipped_*.json")
     content = json.loads(report.read_text())
     assert content["positions"][1] - content["positions"][0] == 16
     assert list((tmp_path / "diagnostics").glob("step_*/checkpoints/*/variables"))
