@@ -32,10 +32,10 @@ def workdir_lock(workdir: pathlib.Path) -> Iterator[None]:
     path = workdir / "run.lock"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a", encoding="utf-8")
+        path.touch()
     except OSError as error:
         raise ConfigError(f"workdir {workdir} cannot be written to ({error}); give another one.") from error
-    with file:
+    with path.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

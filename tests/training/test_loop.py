@@ -131,7 +131,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(change, match, tm
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(ConfigError, match="cannot be a directory"):
         Trainer(tiny_config("mae"), tmp_path / "file")
 
 
