@@ -73,10 +73,15 @@ def test_a_slip_in_a_section_is_refused_and_the_section_named(pair: tuple[str, s
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("lr", "optimizer.lr"), ("width", "model.width"), ("optimizer.warmup", "schedule.warmup"), ("model.seed", "seed")],
+    [
+        ("lr", "'optimizer.lr'"),
+        ("width", "'model.width' or 'predictor.width'"),
+        ("optimizer.warmup", "'schedule.warmup'"),
+        ("model.seed", "'seed' or 'evaluation.reconstruct.seed'"),
+    ],
 )
 def test_a_right_key_in_the_wrong_section_is_found(wrong: str, right: str):
-    with pytest.raises(ConfigError, match=re.escape(f"did you mean {right!r}?")):
+    with pytest.raises(ConfigError, match=re.escape(f"did you mean {right}?")):
         override(CONFIG, wrong, 1)
 
 
@@ -225,6 +230,7 @@ def test_a_recipe_takes_an_argument_and_overrides(tmp_path: pathlib.Path):
         ("config.model.detph = 2", "detph.*depth"),
         ("config.model.update(detph=2)", "detph"),
         ("config.model.depth = 'two'", "str"),
+        ("config.model.depth = no_such_name", "no_such_name"),
         ("import no_such_module", "no_such_module"),
         ("this is no Python", "invalid syntax"),
     ],
@@ -233,6 +239,14 @@ def test_a_recipe_with_a_mistake_is_refused_with_its_name(tmp_path: pathlib.Path
     file = recipe(tmp_path, line)
     with pytest.raises(ConfigError, match=rf"(?s){re.escape(file)}.*{message}"):
         mim_jax.load_config(file)
+
+
+@pytest.mark.parametrize(("text", "message"), [('{"method": "mae"', "is no JSON"), ("[1, 2]", "must hold an object")])
+def test_a_damaged_config_json_is_named(tmp_path: pathlib.Path, text: str, message: str):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(file))}' {message}"):
+        mim_jax.load_config(str(file))
 
 
 def test_a_missing_recipe_is_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import jax
@@ -106,10 +107,12 @@ class StreamedFit:
         process = dict(process_index=jax.process_index(), process_count=jax.process_count())
         order = TrainOrder(self._config.seed, self._bench.split_size("train"), self.batch_size)
         length = self.batch_size // process["process_count"]
-        for step, batch in enumerate(data.train_batches(self._config, **process)):
-            indices = order.indices(order.positions(step, process["process_index"] * length, length))
-            rows = stand_ins(np.isin(indices, self._held), np.random.default_rng([self._config.seed, step]))
-            yield {key: batch[key][rows] for key in ("image", "label")}
+        # Closed here, not when it is collected: the stream has threads of its own.
+        with contextlib.closing(data.train_batches(self._config, **process)) as stream:
+            for step, batch in enumerate(stream):
+                indices = order.indices(order.positions(step, process["process_index"] * length, length))
+                rows = stand_ins(np.isin(indices, self._held), np.random.default_rng([self._config.seed, step]))
+                yield {key: batch[key][rows] for key in ("image", "label")}
 
 
 def stand_ins(held: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -13,6 +13,7 @@ from mim_jax.errors import ConfigError
 from mim_jax.evaluation.bench import Bench, Snapshot
 from mim_jax.evaluation.reconstruct import draw_panel, shade_hidden
 from mim_jax.evaluation.task import Result, Task
+from mim_jax.files import replace_file
 
 
 class Reconstruct(Task):
@@ -56,7 +57,7 @@ class Reconstruct(Task):
         path = snapshot.out_dir / f"reconstructions_{snapshot.step:08d}.png"
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            panel.save(path)
+            replace_file(path, lambda file: panel.save(file, format="PNG"))
         return Result(metrics={}, complete=True, details={"images": self._chosen.tolist()}, files=(path,))
 
     def _pictures(self, variables: Variables, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -1,0 +1,257 @@
+"""What holds for the masks of every family, at any size: counts, ranges, disjointness, and one result everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mim_jax import masking
+from mim_jax.errors import ConfigError
+from mim_jax.masking.multiblock import MultiBlockSampler
+from mim_jax.masking.random import check_cells, num_hidden_cells, random_cell_mask, random_mask
+from mim_jax.masking.token_mask import TokenMask, num_kept, take_tokens
+from tests.evaluation.meshes import mesh_of
+
+PRIMES_AND_OTHERS = (1, 2, 3, 5, 7, 8, 13, 14, 16, 23)
+RATIOS = st.one_of(st.sampled_from([0.5, 0.6, 0.75, 0.9]), st.floats(0.01, 0.99))
+BATCHES = st.integers(1, 5)
+KEYS = st.integers(0, 2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A way to draw masks: what may be drawn, how, and what must then hold."""
+
+    sizes: st.SearchStrategy  # of keyword arguments
+    fixed: tuple[dict[str, Any], ...]  # a few of them, to be compiled
+    sample: Callable[..., Any]  # (rng, batch, **sizes) -> masks
+    check: Callable[..., None]  # (masks, batch, **sizes)
+
+
+def check_token_mask(masks: TokenMask, batch: int, num_tokens: int, keep: int) -> None:
+    mask, order = np.asarray(masks.mask), np.asarray(masks.order)
+    everything = np.tile(np.arange(num_tokens), (batch, 1))
+    assert (mask.dtype, order.dtype) == (bool, np.int32)
+    assert masks.num_keep == keep and masks.ids_keep.shape == (batch, keep)
+    assert mask.shape == (batch, num_tokens) and (mask.sum(axis=1) == num_tokens - keep).all()
+    both = np.concatenate([masks.ids_keep, masks.ids_hidden], axis=1)
+    np.testing.assert_array_equal(np.sort(both, axis=1), everything)  # disjoint, and together all
+    np.testing.assert_array_equal(np.take_along_axis(order, np.asarray(masks.ids_restore), axis=1), everything)
+    assert not np.take_along_axis(mask, np.asarray(masks.ids_keep), axis=1).any()
+
+
+def check_cells_whole(masks: TokenMask, batch: int, grid: tuple, cell: tuple, mask_ratio: float) -> None:
+    rows, columns = grid[0] // cell[0], grid[1] // cell[1]
+    hidden = math.ceil(rows * columns * mask_ratio)
+    check_token_mask(masks, batch, grid[0] * grid[1], (rows * columns - hidden) * cell[0] * cell[1])
+    blocks = np.asarray(masks.mask).reshape(batch, rows, cell[0], columns, cell[1])
+    assert (blocks.all(axis=(2, 4)) == blocks.any(axis=(2, 4))).all()
+
+
+def check_blocks(masks: Any, batch: int, **sizes: Any) -> None:
+    sampler = MultiBlockSampler(**sizes)
+    height, width = sampler.grid
+    assert len(masks.context) == 1 and len(masks.targets) == sampler.num_targets
+    (context,), targets = map(np.asarray, masks.context), [np.asarray(ids) for ids in masks.targets]
+    assert context.shape == (batch, sampler.context_tokens)
+    for ids in (context, *targets):
+        assert ids.dtype == np.int32 and ids.min() >= 0 and ids.max() < height * width
+        assert (np.diff(ids, axis=1) > 0).all()  # rising, so none comes twice
+        assert (ids // width < height - 1).all() and (ids % width < width - 1).all()
+    for ids in targets:
+        assert ids.shape == (batch, sampler.target_tokens)
+        for row in ids:  # a rectangle in raster order: full rows, then part of one
+            columns = np.ptp(row % width) + 1
+            within = np.arange(len(row))
+            np.testing.assert_array_equal(row, row[0] + within // columns * width + within % columns)
+    if _largest_target(sampler) * sampler.num_targets + sampler.context_tokens <= _smallest_context(sampler):
+        for image in range(batch):
+            assert not set(context[image]) & {token for ids in targets for token in ids[image]}
+
+
+def _largest_target(sampler: MultiBlockSampler) -> float:
+    """A bound on the tokens of a target block, however its sides are rounded."""
+    area = sampler.target_scale[1] * sampler.grid[0] * sampler.grid[1]
+    return max((math.sqrt(area * r) + 0.5) * (math.sqrt(area / r) + 0.5) for r in sampler.target_aspect)
+
+
+def _smallest_context(sampler: MultiBlockSampler) -> float:
+    side = math.sqrt(math.floor(sampler.context_scale[0] * sampler.grid[0] * sampler.grid[1])) - 0.5
+    return min(side, sampler.grid[0] - 1) * min(side, sampler.grid[1] - 1)
+
+
+@st.composite
+def tokens(draw) -> dict[str, Any]:
+    sizes = dict(num_tokens=draw(st.integers(2, 400)), mask_ratio=draw(RATIOS))
+    assume(0 < int(sizes["num_tokens"] * (1 - sizes["mask_ratio"])) < sizes["num_tokens"])
+    return sizes
+
+
+@st.composite
+def cells(draw) -> dict[str, Any]:
+    rows, columns = draw(st.sampled_from(PRIMES_AND_OTHERS)), draw(st.sampled_from(PRIMES_AND_OTHERS))
+    cell = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    ratio = draw(RATIOS)
+    assume(math.ceil(rows * columns * ratio) < rows * columns)
+    return dict(grid=(rows * cell[0], columns * cell[1]), cell=cell, mask_ratio=ratio)
+
+
+@st.composite
+def multi_blocks(draw) -> dict[str, Any]:
+    low = draw(st.sampled_from([0.05, 0.1, 0.15, 0.3, 0.7]))
+    return dict(
+        grid=(draw(st.sampled_from(PRIMES_AND_OTHERS[1:])), draw(st.sampled_from(PRIMES_AND_OTHERS[1:]))),
+        num_targets=draw(st.integers(1, 4)),
+        target_scale=(low, draw(st.sampled_from([low, low + 0.05, 1.0]))),
+        target_aspect=draw(st.sampled_from([(0.75, 1.5), (1.0, 1.0), (0.2, 5.0)])),
+        context_scale=draw(st.sampled_from([(0.85, 1.0), (0.5, 0.6), (1.0, 1.0)])),
+        context_share=draw(st.floats(0.01, 1.0)),
+        truncation=draw(st.sampled_from(["first", "random"])),
+    )
+
+
+FAMILIES = {
+    "random_mask": Family(
+        tokens(),
+        (dict(num_tokens=196, mask_ratio=0.75), dict(num_tokens=13, mask_ratio=0.5)),
+        lambda rng, batch, **sizes: random_mask(rng, batch, **sizes),
+        lambda masks, batch, num_tokens, mask_ratio: check_token_mask(
+            masks, batch, num_tokens, int(num_tokens * (1 - mask_ratio))
+        ),
+    ),
+    "random_cell_mask": Family(
+        cells(),
+        (
+            dict(grid=(14, 14), cell=(2, 2), mask_ratio=0.6),
+            dict(grid=(1, 7), cell=(1, 1), mask_ratio=0.5),
+            dict(grid=(23, 1), cell=(1, 1), mask_ratio=0.3),
+        ),
+        lambda rng, batch, **sizes: random_cell_mask(rng, batch, **sizes),
+        check_cells_whole,
+    ),
+    "MultiBlockSampler": Family(
+        multi_blocks(),
+        (dict(grid=(14, 14)), dict(grid=(2, 23), truncation="random"), dict(grid=(7, 5), num_targets=2)),
+        lambda rng, batch, **sizes: MultiBlockSampler(**sizes)(rng, batch),
+        check_blocks,
+    ),
+}
+# What the families are made of; each has its own properties below or is a plain container.
+PARTS = {"TokenMask", "BlockMasks", "take_tokens", "num_kept", "num_hidden_cells", "check_cells"}
+FIXED = [(name, sizes) for name, family in FAMILIES.items() for sizes in family.fixed]
+
+
+def test_every_family_is_enrolled():
+    public = set()
+    for module in pkgutil.iter_modules(masking.__path__):
+        module = importlib.import_module(f"mim_jax.masking.{module.name}")
+        public |= {
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_")
+            and (inspect.isfunction(value) or inspect.isclass(value))
+            and value.__module__ == module.__name__
+        }
+    assert public == set(FAMILIES) | PARTS
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.data())
+def test_invariants_at_any_size(name: str, data: st.DataObject):
+    family, seed, batch = FAMILIES[name], data.draw(KEYS), data.draw(BATCHES)
+    sizes = data.draw(family.sizes)
+    masks = _jitted(name, batch, tuple(sizes.items()))(jax.random.key(seed))
+    family.check(masks, batch, **sizes)
+
+
+def _jitted(name: str, batch: int, sizes: tuple, **options: Any) -> Callable[[jax.Array], Any]:
+    return jax.jit(functools.partial(FAMILIES[name].sample, batch=batch, **dict(sizes)), **options)
+
+
+@pytest.mark.parametrize(("name", "sizes"), FIXED)
+def test_eager_jit_vmap_and_eight_devices_agree_bit_for_bit(name: str, sizes: dict):
+    family, batch = FAMILIES[name], 16
+    draw = _jitted(name, batch, tuple(sizes.items()))
+    over_devices = _jitted(
+        name, batch, tuple(sizes.items()), out_shardings=NamedSharding(mesh_of(8), P(("data", "fsdp")))
+    )
+    keys = jax.random.split(jax.random.key(11), 3)
+    together = jax.vmap(functools.partial(family.sample, batch=batch, **sizes))(keys)
+    different = set()
+    for number, key in enumerate(keys):
+        masks = family.sample(key, batch, **sizes)
+        family.check(masks, batch, **sizes)
+        for other in (draw(key), draw(key), over_devices(key), jax.tree.map(lambda x, i=number: x[i], together)):
+            jax.tree.map(np.testing.assert_array_equal, masks, other)
+        different.add(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(masks)))
+    assert len(different) == len(keys)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 5)),
+    st.data(),
+)
+def test_from_noise_and_from_bool_are_one_mask(noise: np.ndarray, data: st.DataObject):
+    batch, size = noise.shape
+    keep = data.draw(st.integers(0, size))
+    by_noise = TokenMask.from_noise(jnp.asarray(noise), keep)
+    check_token_mask(by_noise, batch, size, keep)
+    np.testing.assert_array_equal(by_noise.ids_keep, np.argsort(noise, axis=1, kind="stable")[:, :keep])
+    by_bool = TokenMask.from_bool(by_noise.mask)
+    check_token_mask(by_bool, batch, size, keep)
+    np.testing.assert_array_equal(by_bool.mask, by_noise.mask)
+    np.testing.assert_array_equal(by_bool.ids_keep, np.sort(by_noise.ids_keep, axis=1))
+    again = TokenMask.from_noise(by_bool.mask.astype(jnp.float32), keep)
+    jax.tree.map(np.testing.assert_array_equal, by_bool, again)
+    values = np.arange(batch * size * 2, dtype=np.float32).reshape(batch, size, 2)
+    np.testing.assert_array_equal(
+        by_noise.restore(by_noise.keep(jnp.asarray(values)), jnp.full(2, -1.0, jnp.float32)),
+        np.where(np.asarray(by_noise.mask)[..., None], np.float32(-1), values),
+    )
+    np.testing.assert_array_equal(take_tokens(jnp.asarray(values), by_noise.order)[0], values[0][by_noise.order[0]])
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.integers(0, 2000), st.floats(allow_nan=True, allow_infinity=True))
+def test_counts_are_possible_or_refused(size: int, ratio: float):
+    for count, result in ((num_kept, lambda n: n), (num_hidden_cells, lambda n: size - n)):
+        try:
+            visible = result(count(size, ratio))
+        except ConfigError as error:
+            assert "mask_ratio" in str(error) and str(ratio) in str(error)
+        else:
+            assert 0 < visible < size and abs(visible - size * (1 - ratio)) <= 1.0
+
+
+@given(st.tuples(st.integers(0, 40), st.integers(0, 40)), st.tuples(st.integers(-1, 5), st.integers(-1, 5)))
+def test_cells_tile_or_are_refused(grid: tuple[int, int], cell: tuple[int, int]):
+    try:
+        rows, columns = check_cells(grid, cell)
+    except ConfigError as error:
+        assert f"{cell[0]}x{cell[1]}" in str(error) and f"{grid[0]}x{grid[1]}" in str(error)
+    else:
+        assert (rows * cell[0], columns * cell[1]) == grid
+
+
+@pytest.mark.parametrize("grid", [(1, 7), (7, 1), (1, 1)])
+def test_a_line_of_patches_has_no_blocks(grid: tuple[int, int]):
+    with pytest.raises(ConfigError, match=f"{grid[0]}x{grid[1]}"):
+        MultiBlockSampler(grid=grid)
