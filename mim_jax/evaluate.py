@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import mim_jax
-from mim_jax.cli import run_main
+from mim_jax.cli import define_process_flags, join_processes, run_main
 from mim_jax.config import override, parse_value
 from mim_jax.contract import Objective, Variables
 from mim_jax.errors import ConfigError
@@ -91,6 +91,7 @@ def define_flags() -> None:
     flags.DEFINE_list("task", [], f"One or more of {', '.join(task_names())}, separated by commas.")
     flags.DEFINE_integer("step", None, "Which checkpoint; by default the newest.")
     flags.DEFINE_bool("random_init", False, "Evaluate the same architecture, randomly initialised.")
+    define_process_flags()
 
 
 def main(config_path: str | None, overrides: dict[str, str]) -> None:
@@ -100,6 +101,7 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
         raise ConfigError("An evaluation reads the run's own config; give --workdir, and no --config.")
     if given.workdir is None or not given.task:
         raise ConfigError(f"Give a run and a task, --workdir=RUN --task=TASK; tasks are {', '.join(task_names())}.")
+    join_processes()
     config = load_run_config(given.workdir) if overrides else None
     results = evaluate(
         given.workdir,

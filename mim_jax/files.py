@@ -1,10 +1,15 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and locks on them."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import pathlib
 from collections.abc import Callable
+from typing import IO
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
@@ -25,3 +30,21 @@ def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], object]) ->
 def replace_text(path: pathlib.Path, text: str) -> None:
     """`replace_file` with UTF-8 text."""
     replace_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def lock_file(file: IO, *, wait: bool) -> bool:
+    """Locks an open file against other processes until it is closed, by its process's death at the latest.
+
+    Returns:
+      False where the file system knows no locks, as some network file systems do.
+
+    Raises:
+      BlockingIOError: another process holds the lock, and `wait` is False.
+    """
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True

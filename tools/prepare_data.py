@@ -197,8 +197,13 @@ def debian_package() -> Iterator[Path]:
         packages = sorted(Path(folder).glob("*.deb"))
         if not packages:
             raise DataError(f"apt-get downloaded no package called {DEBIAN_PACKAGE}.")
-        _run(["dpkg", "-x", str(packages[0]), "unpacked"], folder)
-        yield Path(folder, "unpacked", *SYSTEM_FOLDER.parts[1:])
+        _run(["dpkg", "-x", str(packages[0]), "unpacked"], folder)  # tar refuses to write outside of it
+        unpacked = Path(folder, "unpacked").resolve()
+        images = unpacked.joinpath(*SYSTEM_FOLDER.parts[1:])
+        for path in (images, *images.glob("*")):
+            if not path.resolve().is_relative_to(unpacked):
+                raise DataError(f"{packages[0].name} holds {path.name} as a link out of the package; do not use it.")
+        yield images
 
 
 def _run(command: list[str], folder: str) -> None:

@@ -8,18 +8,30 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mim_jax.data import jpeg
 from mim_jax.data.geometry import View
 from mim_jax.data.lazy_tensorflow import import_tensorflow
+from mim_jax.data.memory import MemoryBudget
 from mim_jax.data.resize import resize_image
 
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte of RGB, where Pillow too begins to suspect a decompression bomb
+MAX_BYTES = 3 * MAX_PIXELS  # of a file: what its largest picture takes without compression
+
+# Pillow knows many more; for one of them it starts another program (PostScript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 # What Pillow's parsers raise on damaged files, besides its own classes, all of which derive from these.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError)
-_DAMAGE += (struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
+_DAMAGE += (MemoryError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+# Images being decoded at the same time share this much: with a thread per core, a few huge ones would add up.
+_BUDGET = MemoryBudget(4 * 2**30)
+_PILLOW_COST = 16  # bytes per pixel at most: the picture, its white ground and their sum take 4 each
+_JPEG_COST = 9  # the pixels, and 16-bit coefficients where the file is progressive
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 
 
 class UnreadableImageError(ValueError):
@@ -32,24 +44,30 @@ def decode_resized(
     """The chosen view of an encoded image, resized: uint8 `[size[0], size[1], channels]`.
 
     Args:
-      data: a file's content, in any format Pillow reads.
+      data: a file's content, in one of `FORMATS`.
       choose_view: called with the upright picture's height and width.
       channels: 3 for RGB or 1 for luminance.
 
     Raises:
-      UnreadableImageError: the data is corrupt, truncated, empty, not an image, or has too many pixels.
+      UnreadableImageError: the data is corrupt, truncated, empty, not an image, or has too many pixels or bytes.
     """
     header = jpeg.read_header(data) if data[:2] == b"\xff\xd8" else None
+    if header is not None:
+        _check_size(header.height, header.width)
+        if not jpeg.holds_enough(data, header):
+            raise UnreadableImageError(
+                f"its {len(data)} bytes are too few for the {header.width}x{header.height} pixels of its header"
+            )
     if header is None or not header.plain or import_tensorflow() is None:
         pixels = decode(data, channels)
         return resize_image(pixels, choose_view(pixels.shape[0], pixels.shape[1]), size, interpolation)
-    _check_size(header.height, header.width)
     view = choose_view(header.height, header.width)
-    try:
-        pixels, view = jpeg.decode_view(data, header, view, size, channels, interpolation)
-    except jpeg.CorruptJpegError as error:
-        raise UnreadableImageError(str(error)) from error
-    return resize_image(pixels, view, size, interpolation)
+    with _BUDGET.reserve(_JPEG_COST * header.height * header.width):
+        try:
+            pixels, view = jpeg.decode_view(data, header, view, size, channels, interpolation)
+        except jpeg.CorruptJpegError as error:
+            raise UnreadableImageError(str(error)) from error
+        return resize_image(pixels, view, size, interpolation)
 
 
 def decode(data: bytes, channels: int) -> np.ndarray:
@@ -60,16 +78,20 @@ def decode(data: bytes, channels: int) -> np.ndarray:
     """
     if not data:
         raise UnreadableImageError("the file is empty")
+    if len(data) > MAX_BYTES:
+        raise UnreadableImageError(f"the file exceeds the limit of {MAX_BYTES} bytes")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.height, image.width)
-            upright = ImageOps.exif_transpose(image)
-            flat = _flatten(upright).convert("L" if channels == 1 else "RGB")
+            _check_tiles(image)
+            with _BUDGET.reserve(_PILLOW_COST * image.height * image.width):
+                return _upright_pixels(image, "L" if channels == 1 else "RGB")
     except UnreadableImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(f"it is none of {', '.join(FORMATS)}") from error
     except _DAMAGE as error:
         raise UnreadableImageError(str(error) or type(error).__name__) from error
-    return np.asarray(flat).reshape(flat.height, flat.width, channels)
 
 
 def _check_size(height: int, width: int) -> None:
@@ -77,6 +99,21 @@ def _check_size(height: int, width: int) -> None:
         raise UnreadableImageError(f"{width}x{height} pixels exceed the limit of {MAX_PIXELS}")
     if height * width == 0:
         raise UnreadableImageError(f"the header says {width}x{height} pixels")
+
+
+def _check_tiles(image: Image.Image) -> None:
+    # A small picture may lie in a corner of a tile of any size, which would be decoded as a whole.
+    tags = getattr(image, "tag_v2", {})
+    if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
+        _check_size(tags[_TILE_LENGTH], tags[_TILE_WIDTH])
+
+
+def _upright_pixels(image: Image.Image, mode: str) -> np.ndarray:
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    flat = _flatten(image)
+    flat = flat if flat.mode == mode else flat.convert(mode)
+    return np.asarray(flat).reshape(flat.height, flat.width, len(mode))
 
 
 def _flatten(image: Image.Image) -> Image.Image:

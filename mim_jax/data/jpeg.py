@@ -13,6 +13,7 @@ from mim_jax.data.lazy_tensorflow import import_tensorflow
 from mim_jax.data.resize import filter_reach
 
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_HUFFMAN_MARKERS = frozenset((0xC0, 0xC1, 0xC2))
 _STANDALONE_MARKERS = frozenset(range(0xD0, 0xD8)) | {0x01}
 _ORIENTATION_TAG = 0x0112
 # Chroma upsampling looks at neighbours, so pixels at the border of a partial decode are only right this far inside.
@@ -31,6 +32,7 @@ class JpegHeader(NamedTuple):
     components: int  # 1: grey, 3: colour, 4: CMYK
     bits: int
     orientation: int  # EXIF, 1: upright
+    huffman: bool  # else coded arithmetically, or without loss
 
     @property
     def plain(self) -> bool:
@@ -53,13 +55,22 @@ def read_header(data: bytes) -> JpegHeader | None:
             if at + 10 > len(data):
                 return None
             bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-            return JpegHeader(height, width, components, bits, orientation)
+            return JpegHeader(height, width, components, bits, orientation, marker in _HUFFMAN_MARKERS)
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             orientation = _exif_orientation(data[at + 10 : at + 2 + length])
         if marker == 0xDA or length < 2:
             return None
         at += 2 + length
     return None
+
+
+def holds_enough(data: bytes, header: JpegHeader) -> bool:
+    """Whether the file is long enough for its picture: a Huffman code takes at least one bit for each 8x8 block.
+
+    The decoder itself only warns where the data ends before the picture does, and leaves the rest grey.
+    """
+    blocks = math.ceil(header.height / 8) * math.ceil(header.width / 8)
+    return not header.huffman or 8 * len(data) >= blocks
 
 
 def decode_view(
@@ -96,7 +107,9 @@ def _decode_region(data: bytes, header: JpegHeader, region: tuple[int, int, int,
             dct_method="INTEGER_ACCURATE",
         ).numpy()
     except tf.errors.InvalidArgumentError as error:
-        raise CorruptJpegError(str(error.message).splitlines()[0]) from error
+        # Without the address of the operation before it and its name behind it.
+        reason = str(error.message).splitlines()[0].rpartition("}} ")[2].partition(" [Op:")[0]
+        raise CorruptJpegError(reason) from error
     return pixels[top - outer_top : bottom - outer_top, left - outer_left : right - outer_left]
 
 

@@ -79,9 +79,9 @@ class EncodedLoader:
         draws = transform.draws(positions)
         records = self._examples.read(indices.tolist())
         unreadable = []
-        for slot, position in enumerate(positions.tolist()):
+        for slot, (position, record) in enumerate(zip(positions.tolist(), records, strict=True)):
             row = None if draws is None else draws[slot].tolist()
-            label = self._load(position, int(indices[slot]), records[slot], row, pixels[slot])
+            label = self._load(position, int(indices[slot]), record, row, pixels[slot])
             if label is None:
                 unreadable.append(slot)
             elif "label" in out:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+from mim_jax.files import lock_file
 
 
 def append_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -19,7 +17,8 @@ def append_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
     A torn last line, which a process killed while it wrote has left, is cut off first: it never was a result.
     """
     with path.open("ab+") as file:
-        _lock(file.fileno())
+        # A row that another process is writing must not pass for a torn one.
+        lock_file(file, wait=True)
         _cut_torn_line(file.fileno(), path)
         for row in rows:
             file.write(json.dumps(row).encode() + b"\n")
@@ -31,15 +30,6 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """The whole rows of a file that `append_rows` wrote; a torn last line is left out. No file: no rows."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
-
-
-def _lock(descriptor: int) -> None:
-    """Waits for its turn until the file is closed: a row another process is writing must not pass for a torn one."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:  # some network file systems have no locks
-            raise
 
 
 def _cut_torn_line(descriptor: int, path: pathlib.Path) -> None:

@@ -7,13 +7,13 @@ import os
 import pathlib
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
 from mim_jax.contract import Objective, Variables
 from mim_jax.errors import WeightsError
+from mim_jax.files import replace_file, replace_text
 from mim_jax.interop.layout import Context, Layout, find_layout, flatten, part_of
 from mim_jax.interop.report import WeightsWarning
 
@@ -44,9 +44,9 @@ def export_weights(objective: Objective, variables: Variables, out_dir: str | os
     directory.mkdir(parents=True, exist_ok=True)
     if bound.config is not None:
         text = json.dumps(dict(bound.config), indent=2) + "\n"
-        _replace(directory / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+        replace_text(directory / "config.json", text)
     target = directory / "model.safetensors"
-    _replace(target, lambda path: _save(path, tensors))
+    replace_file(target, lambda path: _save(path, tensors))
     return target
 
 
@@ -97,14 +97,3 @@ def _save(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
     # transformers refuses files that do not say for which framework they are laid out. No second entry: safetensors
     # writes several in random order, and equal weights should be equal files.
     save_file(dict(tensors), path, metadata={"format": "pt"})
-
-
-def _replace(target: pathlib.Path, write: Any) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

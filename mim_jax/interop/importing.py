@@ -27,6 +27,7 @@ def import_weights(
     rng: jax.Array | None = None,
     parts: Sequence[str] | None = None,
     resize_positions: bool = False,
+    allow_nonfinite: bool = False,
     strict: bool = False,
 ) -> Variables:
     """An objective's variables with the weights of a public checkpoint, numerically equal to the original's.
@@ -41,7 +42,9 @@ def import_weights(
       rng: for parts the source does not have; by default from `config.seed`.
       parts: top-level parts to take, like `("encoder",)`; the others are initialised, and their tensors left alone.
       resize_positions: resize position tables of another grid, as PyTorch's bicubic `interpolate` does.
-      strict: refuse what otherwise is only warned of: a whole part that is missing, or tensors that are not used.
+      allow_nonfinite: load tensors with NaN or infinity inside, say to look at a run that diverged.
+      strict: refuse what otherwise is only warned of: a whole part that is missing, tensors that are not used, or
+        (where they are allowed) that are not finite.
 
     Returns:
       All collections of the variables, float32, one buffer for every leaf.
@@ -50,7 +53,14 @@ def import_weights(
       WeightsError: the file cannot be read; or it does not fit, with every mismatch listed.
     """
     variables, _ = import_with_report(
-        objective, source, layout, rng=rng, parts=parts, resize_positions=resize_positions, strict=strict
+        objective,
+        source,
+        layout,
+        rng=rng,
+        parts=parts,
+        resize_positions=resize_positions,
+        allow_nonfinite=allow_nonfinite,
+        strict=strict,
     )
     return variables
 
@@ -63,6 +73,7 @@ def import_with_report(
     rng: jax.Array | None = None,
     parts: Sequence[str] | None = None,
     resize_positions: bool = False,
+    allow_nonfinite: bool = False,
     strict: bool = False,
 ) -> tuple[Variables, Report]:
     """`import_weights`, and a `Report` of what was loaded, resized and left random."""
@@ -70,7 +81,9 @@ def import_with_report(
     wanted = _wanted_parts(context, parts)
     raw = read_source(source)
     report = Report(raw.origin, name)
-    matching = Matching(context, bound, wanted, resize_positions, report)
+    matching = Matching(
+        context, bound, wanted, report, resize_positions=resize_positions, allow_nonfinite=allow_nonfinite
+    )
     matching.read(raw)
     if not matching.partial:
         raise WeightsError(_nothing_fits(context, matching, report))

@@ -17,7 +17,7 @@ from mim_jax.layers.patches import as_pair
 from mim_jax.layers.position import resize_position_table, sincos_table
 
 MISSING = "missing from the source"
-NOT_FINITE = "not finite (NaN or infinity)"
+NOT_FINITE = "not finite (NaN or infinity; pass allow_nonfinite=True to load them all the same)"
 
 
 class Matching:
@@ -29,11 +29,20 @@ class Matching:
     - `problems`: what is wrong, and the tensors it is wrong with.
     """
 
-    def __init__(self, context: Context, layout: Layout, wanted: Iterable[str], resize_positions: bool, report: Report):
+    def __init__(
+        self,
+        context: Context,
+        layout: Layout,
+        wanted: Iterable[str],
+        report: Report,
+        *,
+        resize_positions: bool,
+        allow_nonfinite: bool,
+    ):
         self.context, self.layout, self.report = context, layout, report
         self.wanted = set(wanted)
         self.shapes = {path: leaf for path, leaf in context.shapes.items() if part_of(path) in self.wanted}
-        self.resize_positions = resize_positions
+        self.resize_positions, self.allow_nonfinite = resize_positions, allow_nonfinite
         self.tensors: dict[str, np.ndarray] = {}  # by the layout's spelling
         self.originals: dict[str, str] = {}  # the source's spelling of each
         self.consumed: set[str] = set()
@@ -121,6 +130,9 @@ class Matching:
             with np.errstate(over="ignore"):
                 tensor = np.asarray(tensor, dtype)
             if np.isfinite(tensor).all():
+                return tensor
+            if self.allow_nonfinite:
+                self.report.nonfinite.append(self.originals[name])
                 return tensor
             problem = NOT_FINITE
         self._problem(problem, [name])

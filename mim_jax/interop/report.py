@@ -21,6 +21,7 @@ class Report:
     resized: list[str] = dataclasses.field(default_factory=list)
     copied: dict[str, str] = dataclasses.field(default_factory=dict)  # part: the part whose values it took
     random: dict[str, int] = dataclasses.field(default_factory=dict)  # part or leaf: numbers left as initialised
+    nonfinite: list[str] = dataclasses.field(default_factory=list)  # tensors loaded with NaN or infinity inside
     unused: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # why: tensors of the source
     ignored: list[str] = dataclasses.field(default_factory=list)  # what never has a counterpart: buffers, optimiser
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -31,6 +32,8 @@ class Report:
         messages += [
             f"{name} is not in the source: left random ({count:,} numbers)" for name, count in self.random.items()
         ]
+        if self.nonfinite:
+            messages.append(f"loaded though not finite: {', '.join(group_names(self.nonfinite))}")
         messages += [f"{why}: {', '.join(group_names(names))}" for why, names in self.unused.items()]
         return messages
 
@@ -44,6 +47,8 @@ class Report:
         lines += [f"  resized {text}" for text in self.resized]
         lines += [f"  copied {part} from {twin}" for part, twin in self.copied.items()]
         lines += [f"  left random {name}: {count:,} numbers" for name, count in self.random.items()]
+        if self.nonfinite:
+            lines.append(f"  not finite: {', '.join(group_names(self.nonfinite))}")
         lines += [f"  not used ({why}): {', '.join(group_names(names))}" for why, names in self.unused.items()]
         if self.ignored:
             lines.append(f"  ignored {', '.join(group_names(self.ignored))}")

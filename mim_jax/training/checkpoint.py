@@ -45,6 +45,7 @@ class Checkpointer:
             raise CheckpointError(f"There are no checkpoints under {self.directory.parent}; give a run's workdir.")
         self._damaged = self.directory.parent / "damaged"
         if not read_only:
+            self._refuse_links()
             self._discard_empty_steps()
         self._had_any = bool(self._step_directories()) or self._damaged.exists()
         self._manager = ocp.CheckpointManager(
@@ -192,6 +193,14 @@ class Checkpointer:
         if not self.directory.is_dir():
             return []
         return [path for path in self.directory.iterdir() if path.is_dir() and path.name.isdigit()]
+
+    def _refuse_links(self) -> None:
+        links = [path for path in self._step_directories() if path.is_symlink()]
+        if links:
+            raise CheckpointError(
+                f"{links[0]} is a link, and a run deletes its old checkpoints; put the checkpoint itself there, or use "
+                "another workdir with init_from."
+            )
 
     def _discard_empty_steps(self) -> None:
         # Orbax takes any directory named like a number for a checkpoint, even an empty one.

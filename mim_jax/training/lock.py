@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -14,9 +12,9 @@ import socket
 from collections.abc import Iterator
 
 from mim_jax.errors import ConfigError
+from mim_jax.files import lock_file
 
 logger = logging.getLogger(__name__)
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -37,15 +35,13 @@ def workdir_lock(workdir: pathlib.Path) -> Iterator[None]:
         raise ConfigError(f"workdir {workdir} cannot be written to ({error}); give another one.") from error
     with path.open("a", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = lock_file(file, wait=False)
         except BlockingIOError:
             raise ConfigError(
                 f"workdir {workdir} is in use by another run ({_owner(path)}); wait for it or give another workdir."
             ) from None
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-            logger.warning("%s cannot be locked (%s); make sure that no other run uses it.", workdir, error)
+        if not locked:
+            logger.warning("%s is on a file system without locks; make sure that no other run uses it.", workdir)
         file.truncate(0)
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}) + "\n")

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from mim_jax import data
 from mim_jax.config import create
 from mim_jax.contract import Objective
-from mim_jax.errors import ConfigError, TrainingError
+from mim_jax.errors import ConfigError, DataError, TrainingError
 from mim_jax.files import replace_text
 from mim_jax.layers.compute import compute_dtype
 from mim_jax.training import schedules
@@ -111,6 +111,11 @@ class Trainer:
         self.mesh = make_mesh(config.mesh)
         check_batch_size(config.batch_size, self.mesh, config.accumulation_steps)
         self.info = data.data_info(config)
+        if batches is None and self.info.num_train_examples < config.batch_size:
+            raise DataError(
+                f"{config.data.source} has {self.info.num_train_examples} images, fewer than batch_size "
+                f"{config.batch_size}; lower batch_size."
+            )
         self.plan = Plan.from_config(config, self.info.num_train_examples)
         self.guard = Guard(config, self.workdir, self.info.num_train_examples)
         minutes = None if in_notebook() else config.watchdog_minutes

@@ -27,7 +27,7 @@ def with_exif(orientation: int, byte_order: str = "II") -> bytes:
 
 
 def test_header():
-    assert jpeg.read_header(encode(photo(30, 50), "JPEG")) == jpeg.JpegHeader(30, 50, 3, 8, 1)
+    assert jpeg.read_header(encode(photo(30, 50), "JPEG")) == jpeg.JpegHeader(30, 50, 3, 8, 1, True)
     assert jpeg.read_header(encode(photo()[..., 0], "JPEG")).components == 1
     assert jpeg.read_header(encode(Image.fromarray(photo()).convert("CMYK"), "JPEG")).components == 4
     assert jpeg.read_header(encode(photo(), "JPEG", progressive=True)).plain

@@ -17,9 +17,6 @@ from tests.processes import assert_same_variables, losses
 from tests.reliability.conftest import run_to
 from tests.tiny import tiny_config
 
-# Orbax abandons the sibling reads of one that failed, and their coroutines complain when collected.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 def data_files(workdir: pathlib.Path, step: int, item: str = "variables") -> list[pathlib.Path]:
     """Largest first."""

@@ -13,9 +13,6 @@ from mim_jax.training import sharding
 from mim_jax.training.checkpoint import Checkpointer, abstract_on
 from mim_jax.training.state import state_from_variables
 
-# Orbax abandons the sibling reads of one that failed, and their coroutines complain when collected.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 OPTIMIZER = optax.adam(1e-3)
 
 

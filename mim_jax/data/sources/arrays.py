@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mim_jax.data.memory import check_fits
 from mim_jax.data.retry import read_with_retries
 from mim_jax.data.sources.examples import ArrayExamples
 from mim_jax.errors import DataError
@@ -19,6 +21,8 @@ _IMAGE_NAMES = ("image", "images", "x")
 _LABEL_NAMES = ("label", "labels", "y")
 _SPLIT_NAMES = ("train", "validation", "val", "valid", "test", "eval")
 _IDX_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_MAX_DEFLATE = 1032  # times its size to which deflated data may grow
+_DAMAGE = (OSError, EOFError, ValueError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _IDX_FILE_NAMES = {"train": ("train",), "test": ("t10k", "test")}
 
 
@@ -48,10 +52,12 @@ class NpzDataset:
         """The examples of `split`, loaded into memory."""
         image_key, label_key = self._keys[split]
         with _archive(self._path) as archive:
+            sizes = {member.filename.removesuffix(".npy"): member.file_size for member in archive.zip.infolist()}
+            check_fits(sizes[image_key] + (sizes[label_key] if label_key else 0), str(self._path))
             try:
                 images = archive[image_key]
                 labels = archive[label_key] if label_key else None
-            except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            except _DAMAGE as error:
                 raise DataError(f"The arrays of {self._path} cannot be read: {error}.") from error
         return ArrayExamples(f"{self.name} ({split})", images, labels)
 
@@ -90,22 +96,33 @@ def read_idx(path: Path) -> np.ndarray:
     """The array in an IDX file, gzipped or not (format: LeCun, The MNIST database).
 
     Raises:
-      DataError: the file is missing, damaged or not IDX.
+      DataError: the file is missing, damaged, not IDX, or larger than the memory.
     """
-    data = read_with_retries(path.read_bytes, str(path))
+    return read_with_retries(lambda: _read_idx(path), str(path))
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
     try:
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            start = file.read(4)
+            sizes = file.read(4 * start[3]) if len(start) == 4 else b""
+            if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _IDX_DTYPES or len(sizes) < 4 * start[3]:
+                raise DataError(f"{path} is not an IDX file: it starts with {start.hex()!r}.")
+            shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
+            dtype = np.dtype(_IDX_DTYPES[start[2]])
+            announced = math.prod(shape) * dtype.itemsize
+            if announced > path.stat().st_size * (_MAX_DEFLATE if packed else 1):
+                raise DataError(f"{path} announces an array of shape {shape}, which it is too short to hold.")
+            check_fits(announced, str(path))
+            body = file.read(announced + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}; fetch it again.") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_DTYPES or len(data) < 4 + 4 * data[3]:
-        raise DataError(f"{path} is not an IDX file: it starts with {data[:4].hex()!r}.")
-    shape = tuple(int(size) for size in np.frombuffer(data, ">u4", data[3], 4))
-    dtype = np.dtype(_IDX_DTYPES[data[2]])
-    body = len(data) - 4 - 4 * len(shape)
-    if body != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-        raise DataError(f"{path} announces an array of shape {shape} but holds {body} bytes; fetch it again.")
-    array = np.frombuffer(data, dtype, offset=4 + 4 * len(shape)).reshape(shape)
-    return array.astype(dtype.newbyteorder("="))
+    if len(body) != announced:
+        held = "more" if len(body) > announced else f"{len(body)} bytes"
+        raise DataError(f"{path} announces an array of shape {shape} but holds {held}; fetch it again.")
+    return np.frombuffer(body, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 @contextlib.contextmanager
@@ -113,7 +130,7 @@ def _archive(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     with read_with_retries(lambda: path.open("rb"), str(path)) as file:
         try:
             archive = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise DataError(f"{path} is not a readable .npz archive: {error}.") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{path} is a single array; save images and labels together with numpy.savez.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -69,7 +69,7 @@ class EncodedExamples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> list[tuple[bytes, int | None]]:
+    def read(self, indices: Sequence[int]) -> Iterable[tuple[bytes, int | None]]:
         """File contents and labels at `indices`; thread-safe. Raises DataError when the storage fails."""
         ...
 

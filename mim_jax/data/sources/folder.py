@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mim_jax.data.decode import MAX_BYTES
 from mim_jax.data.retry import read_with_retries
 from mim_jax.data.sources.examples import text_digest
 from mim_jax.errors import DataError
@@ -42,22 +44,27 @@ class FolderExamples:
         """The file's path."""
         return os.path.join(self._root, self._files[index])
 
-    def read(self, indices: Sequence[int]) -> list[tuple[bytes, int | None]]:
-        """Contents and labels of the files at `indices`.
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
+        """Contents and labels of the files at `indices`, each read when it is asked for.
+
+        Of a file larger than any image may be, one byte too much is read, which is enough to refuse it.
 
         Raises:
           DataError: a file cannot be read, after several attempts.
         """
-        return [(self._read(index), int(self._labels[index]) if self.labelled else None) for index in indices]
+        for index in indices:
+            path = self.describe(index)
+            content = read_with_retries(lambda path=path: _read_regular(path), path)
+            yield content, int(self._labels[index]) if self.labelled else None
 
-    def _read(self, index: int) -> bytes:
-        path = self.describe(index)
 
-        def content() -> bytes:
-            with open(path, "rb") as file:
-                return file.read()
-
-        return read_with_retries(content, path)
+def _read_regular(path: str) -> bytes:
+    # Without blocking: opening a pipe would wait for ever for its writer.
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{path} is not a regular file; remove it from the data set.")
+        return file.read(min(status.st_size, MAX_BYTES) + 1)
 
 
 class FolderDataset:
@@ -94,16 +101,20 @@ class FolderDataset:
     def _files(self, split: str) -> tuple[str, ...]:
         if split not in self._listings:
             folder = self._folder(split)
-            self._listings[split] = tuple(sorted(_image_files(folder)))
+            self._listings[split] = read_with_retries(lambda: tuple(sorted(_image_files(folder))), str(folder))
             if not self._listings[split]:
                 raise DataError(f"{folder} holds no image; looked for files ending in {', '.join(EXTENSIONS)}.")
         return self._listings[split]
 
 
 def _image_files(root: Path) -> Iterator[str]:
-    """Paths relative to `root` of all image files below it; a folder reached twice through links is visited once."""
+    """Paths relative to `root` of all image files below it; a folder reached twice through links is visited once.
+
+    Raises:
+      OSError: a folder cannot be listed. Without its images the others would have other numbers.
+    """
     visited = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         real = os.path.realpath(folder)
         if real in visited:
@@ -114,6 +125,10 @@ def _image_files(root: Path) -> Iterator[str]:
         for name in files:
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 yield name if inner == "." else os.path.join(inner, name)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _class_of(file: str) -> str:

@@ -21,14 +21,14 @@ def test_class_folders(tmp_path):
     assert dataset.splits == ("train",)
     examples = dataset.open("train")
     assert examples.class_names == ("cat", "dog") and len(examples) == 3
-    assert examples.read([0, 1, 2]) == [(b"cat/deep/er/a.PNG", 0), (b"cat/z.webp", 0), (b"dog/b.jpg", 1)]
+    assert list(examples.read([0, 1, 2])) == [(b"cat/deep/er/a.PNG", 0), (b"cat/z.webp", 0), (b"dog/b.jpg", 1)]
     assert examples.describe(2) == os.path.join(tmp_path, "dog/b.jpg")
 
 
 def test_splits(tmp_path):
     dataset = make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/b/3.jpg", "other/c/4.jpg")
     assert dataset.splits == ("train", "val")
-    assert dataset.open("val").read([0]) == [(b"val/b/3.jpg", 1)]
+    assert list(dataset.open("val").read([0])) == [(b"val/b/3.jpg", 1)]
 
 
 def test_a_split_of_any_name(tmp_path):
@@ -39,7 +39,7 @@ def test_a_split_of_any_name(tmp_path):
 def test_images_directly_inside_mean_no_labels(tmp_path):
     examples = make(tmp_path, "1.jpg", "2.jpg", "inner/3.jpg").open("train")
     assert examples.class_names is None and not examples.labelled
-    assert examples.read([2]) == [(b"inner/3.jpg", None)]
+    assert list(examples.read([2])) == [(b"inner/3.jpg", None)]
 
 
 def test_an_unlabelled_evaluation_split(tmp_path):
@@ -71,7 +71,7 @@ def test_a_file_that_vanishes(tmp_path, monkeypatch):
     examples = make(tmp_path, "a/1.jpg").open("train")
     (tmp_path / "a" / "1.jpg").unlink()
     with pytest.raises(DataError, match=r"Cannot read .*a/1.jpg after 4 attempts: .*No such file"):
-        examples.read([0])
+        list(examples.read([0]))
 
 
 def test_an_empty_split(tmp_path):
