@@ -14,16 +14,19 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-reliability lint format clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
 demo: $(STAMP)-package ## pre-train MAE on Fashion-MNIST and evaluate it (10 minutes on 2 CPU cores)
 	@$(BIN)/python tools/demo.py
 
-test: $(STAMP)-test lint ## ruff and the whole test-suite
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+test: $(STAMP)-test lint ## ruff and the test-suite
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --ignore=tests/reliability $(PYTEST_ARGS)
+
+test-reliability: $(STAMP)-test ## kills, damage, full disks, hostile files
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist=loadfile tests/reliability $(PYTEST_ARGS)
 
 lint: $(STAMP)-test ## ruff check and ruff format --check
 	@$(BIN)/ruff check --quiet .
