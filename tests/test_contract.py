@@ -10,7 +10,7 @@ import pytest
 
 import mim_jax
 from mim_jax.training import sharding
-from mim_jax.training.checkpoint import Checkpointer, abstract_on
+from mim_jax.training.checkpoint import Checkpointer
 from mim_jax.training.paths import leaf_names
 from tests.tiny import METHODS, clock, synthetic_batch, tiny_config
 from tests.training.runs import TinyRun, single_device_mesh
@@ -47,7 +47,7 @@ class Subject:
     @functools.cached_property
     def trajectory(self):
         """Six updates on ever new batches, the state after each."""
-        states, rows = [self.run.state()], []
+        states, rows = [self.run.fresh_state()], []
         for _ in range(6):
             state, row = self.run.train(1, states[-1])
             states.append(state)
@@ -170,7 +170,7 @@ def test_resume_is_bitwise(subject, tmp_path):
     checkpointer = Checkpointer(tmp_path, asynchronous=False)
     checkpointer.save(states[3], {"config": {}})
     checkpointer.close()
-    template = abstract_on(subject.run.shapes, subject.run.mesh)
+    template = subject.run.abstract_state
     restored = Checkpointer(tmp_path).restore_latest(template, lambda meta: None)
     resumed, _ = subject.run.train(3, restored)
     jax.tree.map(np.testing.assert_array_equal, resumed, states[6])

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Objective, Variables
@@ -17,8 +16,8 @@ from mim_jax.errors import ConfigError
 from mim_jax.layers.position import resize_position_table
 from mim_jax.training.checkpoint import Checkpointer, load_run
 from mim_jax.training.paths import leaf_names, map_with_name
-from mim_jax.training.sharding import tree_shardings
-from mim_jax.training.state import TrainState, create_state, state_from_variables
+from mim_jax.training.program import Program
+from mim_jax.training.state import TrainState, state_from_variables
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +39,8 @@ _CHANGE_WHEN_ASKED = (
 
 
 def initialize(
-    config: ConfigDict,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
+    program: Program,
     checkpointer: Checkpointer,
-    mesh: jax.sharding.Mesh,
     *,
     import_weights: ImportWeights | None = None,
     allow_config_change: bool = False,
@@ -55,26 +51,24 @@ def initialize(
       ConfigError: the checkpoint belongs to another config.
       CheckpointError: the run had checkpoints, and all are damaged.
     """
-    rng = jax.random.key(config.seed)
-    spec = objective.batch_spec()
-    shapes = jax.eval_shape(lambda: create_state(objective, optimizer, rng, spec))
-    shardings = tree_shardings(shapes, mesh)
-    template = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    config, objective = program.config, program.objective
 
     def check_meta(meta: dict[str, Any]) -> None:
         check_same_config(meta["config"], config, allow_config_change)
 
-    state = checkpointer.restore_latest(template, check_meta)
+    state = checkpointer.restore_latest(program.abstract_state, check_meta)
     if state is not None:
         logger.info("Resuming at step %d from %s.", int(state.step), checkpointer.directory)
         return state
     if config.init_from is None:
         logger.info("Starting from scratch.")
-        return jax.jit(lambda: create_state(objective, optimizer, rng, spec), out_shardings=shardings)()
+        return program.fresh_state()
+    shardings = program.shardings
+    rng, spec = jax.random.key(config.seed), objective.batch_spec()
     fresh = jax.jit(lambda: objective.init(rng, spec), out_shardings=shardings.variables)()
     variables = initial_variables(config, objective, fresh, import_weights)
     variables = jax.device_put(variables, shardings.variables)
-    return jax.jit(lambda v: state_from_variables(v, optimizer), out_shardings=shardings)(variables)
+    return jax.jit(lambda v: state_from_variables(v, program.optimizer), out_shardings=shardings)(variables)
 
 
 def initial_variables(

@@ -20,24 +20,21 @@ import optax
 from ml_collections import ConfigDict
 
 from mim_jax import data
-from mim_jax.config import create
 from mim_jax.contract import Objective
 from mim_jax.errors import ConfigError, DataError, TrainingError
 from mim_jax.files import replace_text
 from mim_jax.layers.compute import compute_dtype
-from mim_jax.training import schedules
 from mim_jax.training.checkpoint import Checkpointer
 from mim_jax.training.duration import RunLength
+from mim_jax.training.flops import count_flops
 from mim_jax.training.guard import Guard
 from mim_jax.training.initialize import ImportWeights, initialize
 from mim_jax.training.lock import workdir_lock
 from mim_jax.training.metering import Meter, Profiler
-from mim_jax.training.optimizer import Rates, make_optimizer
 from mim_jax.training.preemption import EXIT_PREEMPTED, PreemptionNotice
-from mim_jax.training.sharding import check_batch_size, make_mesh, put_batch
+from mim_jax.training.program import Program
+from mim_jax.training.sharding import make_mesh, put_batch
 from mim_jax.training.state import TrainState
-from mim_jax.training.step import make_train_step
-from mim_jax.training.throughput import compiled_flops
 from mim_jax.training.watchdog import Watchdog, in_notebook
 from mim_jax.training.writers import Writers, make_writers
 
@@ -55,19 +52,16 @@ class Plan:
     """A config's durations in steps."""
 
     total_steps: int
-    steps_per_epoch: float
     log_every: int
     checkpoint_every: int
     keep_every: int | None
     evaluate_every: int | None
 
     @classmethod
-    def from_config(cls, config: ConfigDict, num_examples: int) -> Plan:
+    def from_config(cls, config: ConfigDict, length: RunLength) -> Plan:
         """Raises ConfigError naming the key of a duration that cannot be read."""
-        length = RunLength(num_examples, config.batch_size)
         return cls(
             total_steps=length.steps(config.duration, "duration"),
-            steps_per_epoch=length.steps_per_epoch,
             log_every=length.steps(config.log.every, "log.every"),
             checkpoint_every=length.steps(config.checkpoint.every, "checkpoint.every"),
             keep_every=length.optional_steps(config.checkpoint.keep_every, "checkpoint.keep_every"),
@@ -107,16 +101,16 @@ class Trainer:
         self.config = config
         self.workdir = pathlib.Path(workdir).expanduser().absolute()
         check_workdir(self.workdir)
-        self.objective: Objective = create(config)
         self.mesh = make_mesh(config.mesh)
-        check_batch_size(config.batch_size, self.mesh, config.accumulation_steps)
         self.info = data.data_info(config)
         if batches is None and self.info.num_train_examples < config.batch_size:
             raise DataError(
                 f"{config.data.source} has {self.info.num_train_examples} images, fewer than batch_size "
                 f"{config.batch_size}; lower batch_size."
             )
-        self.plan = Plan.from_config(config, self.info.num_train_examples)
+        self.program = Program(config, self.mesh, self.info.num_train_examples)
+        self.objective = self.program.objective
+        self.plan = Plan.from_config(config, self.program.length)
         self.guard = Guard(config, self.workdir, self.info.num_train_examples)
         minutes = None if in_notebook() else config.watchdog_minutes
         stacks = self.workdir / "diagnostics" / f"stacks_process{jax.process_index()}.txt"
@@ -125,13 +119,6 @@ class Trainer:
             raise ConfigError(
                 f"num_classes is {config.num_classes}, but {config.data.source} has {self.info.num_classes} classes."
             )
-        length = RunLength(self.info.num_train_examples, config.batch_size)
-        self.rates = Rates(
-            schedules.learning_rate_schedule(config, self.plan.total_steps, length),
-            schedules.weight_decay_schedule(config, self.plan.total_steps),
-        )
-        shapes = jax.eval_shape(self.objective.init, jax.random.key(0), self.objective.batch_spec())
-        self.optimizer = make_optimizer(config, shapes["params"], self.rates)
         self.evaluator = None
         if self.plan.evaluate_every:
             if make_evaluator is None:
@@ -173,11 +160,8 @@ class Trainer:
         )
         stack.callback(checkpointer.close)
         state = initialize(
-            self.config,
-            self.objective,
-            self.optimizer,
+            self.program,
             checkpointer,
-            self.mesh,
             import_weights=self._import_weights,
             allow_config_change=self._allow_config_change,
         )
@@ -213,7 +197,7 @@ class Trainer:
         preemption: PreemptionNotice,
     ) -> TrainState:
         plan, start = self.plan, int(state.step)
-        steps = StepCompiler(self)
+        steps = StepCompiler(self.program)
         meter = Meter(self.config.batch_size, stream)
         pending: collections.deque = collections.deque()
         profiler = Profiler(self.config.profile.steps, self.workdir / "profile")
@@ -233,7 +217,7 @@ class Trainer:
             writers.advance(done)
             if done % plan.log_every == 0 or done == plan.total_steps:
                 speed = meter.read(done - start, steps.flops, compute_dtype(self.config.compute.dtype))
-                writers.write(done, {**_logged(metrics), "epoch": done / plan.steps_per_epoch, **speed})
+                writers.write(done, {**_logged(metrics), "epoch": done / self.program.length.steps_per_epoch, **speed})
                 checkpointer.check()
             if plan.evaluate_every and (done % plan.evaluate_every == 0 or done == plan.total_steps):
                 with meter.paused():
@@ -301,32 +285,19 @@ class Trainer:
 class StepCompiler:
     """The compiled training step of the current stage; compiled anew where the objective's static sizes change."""
 
-    def __init__(self, trainer: Trainer):
-        self._trainer = trainer
+    def __init__(self, program: Program):
+        self._program = program
         self._stage: Objective | None = None
         self._compiled: Any = None
-        self.flops: float | None = None
+        self.flops: float | None = None  # of one step over all devices, see `count_flops`
 
     def at(self, step: int, state: TrainState, batch: dict[str, jax.Array]) -> Any:
         """The step function for update number `step` (from 0)."""
-        trainer = self._trainer
-        stage = trainer.objective.stage(step / trainer.plan.total_steps)
+        stage = self._program.objective.stage(step / self._program.total_steps)
         if stage is not self._stage:
-            function = make_train_step(
-                stage,
-                trainer.optimizer,
-                trainer.rates,
-                seed=trainer.config.seed,
-                total_steps=trainer.plan.total_steps,
-                steps_per_epoch=trainer.plan.steps_per_epoch,
-                accumulation_steps=trainer.config.accumulation_steps,
-                spike_factor=trainer.config.spike_factor,
-            )
-            shardings = jax.tree.map(lambda x: x.sharding, state)
-            jitted = jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
-            self._compiled = jitted.lower(state, batch).compile()
+            self._compiled = self._program.jitted_step(stage).lower(state, batch).compile()
             self._stage = stage
-            self.flops = compiled_flops(self._compiled)
+            self.flops = count_flops(self._program.step_function(stage), state, batch)
         return self._compiled
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,10 +14,11 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from mim_jax.errors import ConfigError
+from mim_jax.layers.placement import BATCH_AXES
 from mim_jax.training.paths import map_with_name
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_SPEC = P(("data", "fsdp"))
+BATCH_SPEC = P(BATCH_AXES)
 
 # First match wins; a leaf that matches none has its largest dimension sharded over "fsdp". The leading None is the
 # layer axis. Optimiser moments end in the same path as their parameter, so they follow it.
@@ -49,6 +51,17 @@ def make_mesh(config: ConfigDict) -> Mesh:
     if free:
         sizes[free[0]] = devices // fixed
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function`, to be jitted, with the activations it computes kept where `mesh` splits the batch."""
+
+    @functools.wraps(function)
+    def placed(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return placed
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -42,7 +42,7 @@ def test_metrics_are_complete(run):
 
 
 def test_a_non_finite_batch_changes_nothing_but_the_counters(run):
-    state = run.state()
+    state = run.fresh_state()
     batch = run.batch()
     batch["image"] = batch["image"].at[3, 5, 5].set(jnp.nan)
     after, metrics = run.step(state, batch)
@@ -57,7 +57,7 @@ def test_a_non_finite_batch_changes_nothing_but_the_counters(run):
 
 
 def test_the_teacher_follows_by_the_schedule(run):
-    before = run.state()
+    before = run.fresh_state()
     after, _ = run.step(before, run.batch())
     path = ("encoder", "patch_embed", "projection", "bias")
     old, new, teacher = before.variables["teacher"], after.variables["params"], after.variables["teacher"]
