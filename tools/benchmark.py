@@ -1,0 +1,323 @@
+"""Times full pre-training steps, beside PyTorch on the same machine in the same run.
+
+    python tools/benchmark.py --configs=mae_vit_b16_in1k --batch_sizes=8,32 --peers=eager,compile [--json=FILE]
+                              [--config.compute.attention=einsum ...] [--windows=5] [--breakdown]
+
+A step is forward, backward and AdamW on synthetic images already on the device. The contestants take turns, window by
+window, so that whatever else the machine does strikes all alike; a window is as many steps as fill `--seconds`. The
+peers are the models of `transformers` with SDPA attention, fused AdamW and the same dtype (autocast for bfloat16):
+eager PyTorch and `torch.compile`. Needs jax, flax, optax, chex and orbax; torch and transformers for the peers
+(`pip install -e .[bench]`); no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# PyTorch needs some of the accelerator's memory too.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+import mim_jax
+from mim_jax.cli import apply_overrides, run_main
+from mim_jax.errors import ConfigError
+from mim_jax.layers.compute import compute_dtype
+from mim_jax.training.flops import count_flops
+from mim_jax.training.program import Program
+from mim_jax.training.sharding import make_mesh, put_batch
+from mim_jax.training.throughput import compiled_flops, measured_matmul_flops
+
+ROOT = pathlib.Path(__file__).parents[1]
+IMAGENET_EXAMPLES = 1_281_167
+PEERS = ("eager", "compile")
+
+
+@dataclasses.dataclass
+class Contestant:
+    """Something that takes steps. `run(n)` returns once n steps have really ended."""
+
+    name: str
+    run: Callable[[int], None]
+    first_step_seconds: float  # from nothing to the end of the first step
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def ours(config: ConfigDict) -> Contestant:
+    """Our step as `config` describes it."""
+    start = time.perf_counter()
+    program = Program(config, make_mesh(config.mesh), IMAGENET_EXAMPLES)
+    state, batch = program.fresh_state(), synthetic_batch(program)
+    jax.block_until_ready((state, batch))
+    compiling = time.perf_counter()
+    compiled = program.jitted_step().lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - compiling
+
+    def run(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            state, metrics = compiled(state, batch)
+        loss = float(metrics["loss"])  # waits for the devices
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"The loss is {loss}; what is measured is no training.")
+
+    run(1)
+    memory = compiled.memory_analysis()
+    details = {
+        "compile_seconds": compile_seconds,
+        "flops": count_flops(program.step_function(), state, batch),
+        "xla_flops": None if config.compute.scan else compiled_flops(compiled),
+        "bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+        "masking": masking_step(program, state, batch),
+    }
+    return Contestant("mim_jax", run, time.perf_counter() - start, details)
+
+
+def synthetic_batch(program: Program) -> dict[str, jax.Array]:
+    """Random values for everything the objective reads from a batch, on the devices."""
+    rng = np.random.default_rng(0)
+    batch = {}
+    for name, spec in program.objective.batch_spec(program.config.batch_size).items():
+        is_float = np.issubdtype(spec.dtype, np.floating)
+        values = rng.normal(size=spec.shape) if is_float else rng.integers(0, 10, spec.shape)
+        batch[name] = values.astype(spec.dtype)
+    return put_batch(batch, program.mesh)
+
+
+def masking_step(program: Program, state: Any, batch: Any) -> Callable[[int], None]:
+    """Runs what a step does to choose masks, alone."""
+    clock = mim_jax.Clock.at(state.step, total_steps=program.total_steps, steps_per_epoch=1000.0)
+    draw = jax.jit(program.objective.masks)
+    variables = jax.tree.map(np.asarray, jax.device_get(state.variables))
+
+    def run(steps: int) -> None:
+        for step in range(steps):
+            masks = draw(variables, batch, jax.random.key(step), clock)
+        jax.block_until_ready(masks)
+
+    return run
+
+
+def peer(kind: str, config: ConfigDict) -> Contestant | None:
+    """PyTorch's step for the same work; None where transformers has no such model."""
+    import torch
+
+    model = peer_model(config)
+    if model is None:
+        return None
+    start = time.perf_counter()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    forward = torch.compile(model) if kind == "compile" else model
+    inputs = peer_inputs(config, device)
+    half = compute_dtype(config.compute.dtype) == "bfloat16"
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            with torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext():
+                loss = forward(**inputs).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    run(1)
+    details = {"bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None}
+    return Contestant(f"torch {kind}", run, time.perf_counter() - start, details)
+
+
+def peer_model(config: ConfigDict) -> Any:
+    """The `transformers` model that does the work of `config`, randomly initialised."""
+    import transformers
+
+    model, size = config.model, dict(image_size=config.image_size, num_channels=config.channels)
+    encoder = dict(
+        hidden_size=model.width,
+        num_hidden_layers=model.depth,
+        num_attention_heads=model.heads,
+        intermediate_size=4 * model.width,
+        patch_size=model.patch_size,
+        attn_implementation="sdpa",
+        **size,
+    )
+    if config.method == "mae":
+        decoder = config.decoder
+        settings = transformers.ViTMAEConfig(
+            **encoder,
+            decoder_hidden_size=decoder.width,
+            decoder_num_hidden_layers=decoder.depth,
+            decoder_num_attention_heads=decoder.heads,
+            decoder_intermediate_size=4 * decoder.width,
+            mask_ratio=config.mask_ratio,
+            norm_pix_loss=config.norm_pix_loss,
+        )
+        return transformers.ViTMAEForPreTraining(settings)
+    if config.method == "simmim":
+        settings = transformers.ViTConfig(**encoder, encoder_stride=model.patch_size)
+        return transformers.ViTForMaskedImageModeling(settings)
+    return None
+
+
+def peer_inputs(config: ConfigDict, device: str) -> dict[str, Any]:
+    """Random pixels, and masks where the model does not draw them itself."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    shape = (config.batch_size, config.channels, config.image_size, config.image_size)
+    inputs = {"pixel_values": torch.from_numpy(rng.normal(size=shape).astype(np.float32)).to(device)}
+    if config.method == "simmim":
+        patches = (config.image_size // config.model.patch_size) ** 2
+        mask = rng.uniform(size=(config.batch_size, patches)) < config.mask_ratio
+        inputs["bool_masked_pos"] = torch.from_numpy(mask).to(device)
+    return inputs
+
+
+def in_turns(contestants: list[Contestant], windows: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds per step of each contestant in each window, the contestants taking turns."""
+    steps = {}
+    for contestant in contestants:
+        contestant.run(1)
+        start = time.perf_counter()
+        contestant.run(1)
+        steps[contestant.name] = max(1, round(seconds / (time.perf_counter() - start)))
+    times: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    for _ in range(windows):
+        for contestant in contestants:
+            start = time.perf_counter()
+            contestant.run(steps[contestant.name])
+            times[contestant.name].append((time.perf_counter() - start) / steps[contestant.name])
+    return times
+
+
+def measure(config: ConfigDict, name: str, peers: list[str], windows: int, seconds: float) -> list[dict[str, Any]]:
+    """A row for us and one for each peer."""
+    contestants = [ours(config), *filter(None, (peer(kind, config) for kind in peers))]
+    peak = measured_matmul_flops(compute_dtype(config.compute.dtype), 2048 if jax.default_backend() == "cpu" else None)
+    peak *= 1 if jax.default_backend() == "cpu" else jax.device_count()
+    times = in_turns(contestants, windows, seconds)
+    flops, masking = contestants[0].details.pop("flops"), contestants[0].details.pop("masking")
+    rows = []
+    for contestant in contestants:
+        rates = sorted(config.batch_size / t for t in times[contestant.name])
+        median = statistics.median(rates)
+        rows.append(
+            {
+                "config": name,
+                "batch_size": config.batch_size,
+                "dtype": compute_dtype(config.compute.dtype),
+                "name": contestant.name,
+                "images_per_second": {"median": median, "min": rates[0], "max": rates[-1], "windows": len(rates)},
+                "flops_per_step": flops,
+                "peak_share": flops * median / config.batch_size / peak,
+                "measured_peak_flops": peak,
+                "first_step_seconds": contestant.first_step_seconds,
+                **contestant.details,
+            }
+        )
+    for row in rows[1:]:
+        row["ours_over_this"] = rows[0]["images_per_second"]["median"] / row["images_per_second"]["median"]
+    masking(1)
+    start = time.perf_counter()
+    masking(20)
+    rows[0]["masking_share"] = (time.perf_counter() - start) / 20 / statistics.median(times["mim_jax"])
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| config | batch | dtype | who | images/s (min-max) | ours is | of the peak | first step | memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        rate = row["images_per_second"]
+        ratio = f"{row['ours_over_this']:.2f}x" if "ours_over_this" in row else ""
+        memory = f"{row['bytes'] / 1e9:.2f} GB" if row.get("bytes") else ""
+        lines.append(
+            f"| {row['config']} | {row['batch_size']} | {row['dtype']} | {row['name']} | {rate['median']:.2f} "
+            f"({rate['min']:.2f}-{rate['max']:.2f}) | {ratio} | {row['peak_share']:.0%} | "
+            f"{row['first_step_seconds']:.1f} s | {memory} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on and with."""
+    from importlib import metadata
+
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "torch", "transformers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def _processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def configurations(overrides: dict[str, str]) -> Iterator[tuple[str, ConfigDict]]:
+    """Every config at every batch size the flags ask for, at a constant rate without warm-up."""
+    for name in flags.FLAGS.configs:
+        for batch_size in flags.FLAGS.batch_sizes:
+            path = name if name.endswith(".py") else str(ROOT / "configs" / f"{name}.py")
+            config = mim_jax.load_config(path, {"batch_size": int(batch_size), "accumulation_steps": 1})
+            yield name, apply_overrides(config, overrides)
+
+
+def define_flags() -> None:
+    """Defines the command line's flags."""
+    flags.DEFINE_list("configs", ["mae_vit_b16_in1k"], "Names under configs/, or paths.")
+    flags.DEFINE_list("batch_sizes", ["8", "32"], "Images per step.")
+    flags.DEFINE_list("peers", list(PEERS), "Of eager and compile; empty for none.")
+    flags.DEFINE_integer("windows", 5, "Measurements of each contestant.")
+    flags.DEFINE_float("seconds", 5.0, "About how long a window lasts.")
+    flags.DEFINE_string("json", None, "Where to write everything that was measured.")
+
+
+def main(config_path: str | None, overrides: dict[str, str]) -> None:
+    """Measures what the flags ask for and prints a table."""
+    given = flags.FLAGS
+    if config_path:
+        raise ConfigError("Give configs by name: --configs=mae_vit_b16_in1k,simmim_vit_b16_in1k")
+    unknown = sorted({*given.peers} - {*PEERS})
+    if unknown:
+        raise ConfigError(f"There is no peer {unknown[0]!r}; choose of {', '.join(PEERS)}.")
+    rows = []
+    for name, config in configurations(overrides):
+        rows += measure(config, name, given.peers, given.windows, given.seconds)
+        print(table(rows[-1 - len(given.peers) :]), flush=True)
+    content = {"machine": machine(), "rows": rows}
+    if given.json:
+        pathlib.Path(given.json).write_text(json.dumps(content, indent=1) + "\n")
+    print(f"\n{json.dumps(content['machine'], indent=1)}\n\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_main(main)
