@@ -32,6 +32,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.batch_size = 128  # at this size more steps teach more than larger batches
     config.duration = "1200 steps"
-    config.compute.attention = "einsum"  # the fastest on CPUs
     common.watch_fashion_mnist(config, tasks=("knn",))
     return config

@@ -34,7 +34,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.batch_size = 128
     config.duration = "2 epochs"
-    config.compute.attention = "einsum"  # the fastest on CPUs
     common.watch_fashion_mnist(config, tasks=("knn", "reconstruct"))
     config.evaluation.every = "1 epochs"  # from step 0
     return config

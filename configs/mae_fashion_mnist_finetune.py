@@ -35,7 +35,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.lr_reference_batch = None
     config.schedule.update(name="cosine", warmup="0.5 epochs")
 
-    config.compute.attention = "einsum"  # the fastest on CPUs
     common.watch_fashion_mnist(config, tasks=("accuracy",))
     config.evaluation.every = "1 epochs"
     return config

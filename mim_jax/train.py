@@ -3,13 +3,15 @@
     python -m mim_jax.train --config=configs/mae_fashion_mnist.py --workdir=runs/mae [--config.optimizer.lr=1e-3 ...]
 
 The same command resumes an interrupted run. Exit codes: 0 done, 2 the config, the data or the checkpoints cannot be
-used, 75 pre-empted after saving, 76 nothing moved for `watchdog_minutes` (after both, start again), 1 anything else.
+used, 75 pre-empted after saving, 76 nothing moved for `watchdog_minutes` or the processes did not all start (after
+both, start again), 1 anything else.
 """
 
 from __future__ import annotations
 
 import pathlib
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -29,6 +31,7 @@ def train(
     batches: BatchSource | None = None,
 ) -> TrainState:
     """Trains, or goes on with, the run in `workdir` and returns its final state; see `Trainer` for the arguments."""
+    keep_compilations(pathlib.Path(workdir))
     trainer = Trainer(
         config,
         workdir,
@@ -38,6 +41,15 @@ def train(
         import_weights=import_with_report,
     )
     return trainer.run()
+
+
+def keep_compilations(workdir: pathlib.Path) -> None:
+    """Has JAX keep what takes it over a second to compile in `<workdir>/compilation_cache`, for the next start.
+
+    A place chosen by the user ($JAX_COMPILATION_CACHE_DIR) stays.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.expanduser().absolute() / "compilation_cache"))
 
 
 def define_flags() -> None:

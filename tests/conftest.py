@@ -14,3 +14,5 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
 # The networks here are tiny: compiling them costs far more than running them, and twice as much with optimisations on.
 jax.config.update("jax_disable_most_optimizations", True)
+# A run keeps what it compiles in its work directory; tests should neither fill theirs nor find each other's.
+jax.config.update("jax_enable_compilation_cache", False)

@@ -1,7 +1,7 @@
 """Times full pre-training steps, beside PyTorch on the same machine in the same run.
 
     python tools/benchmark.py --configs=mae_vit_b16_in1k --batch_sizes=8,32 --peers=eager,compile [--json=FILE]
-                              [--config.compute.attention=einsum ...] [--windows=5] [--breakdown]
+                              [--config.compute.scan=False ...] [--windows=5] [--seconds=5]
 
 A step is forward, backward and AdamW on synthetic images already on the device. The contestants take turns, window by
 window, so that whatever else the machine does strikes all alike; a window is as many steps as fill `--seconds`. The
@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 import mim_jax
 from mim_jax.cli import apply_overrides, run_main
 from mim_jax.errors import ConfigError
-from mim_jax.layers.compute import compute_dtype
+from mim_jax.layers.compute import Compute, compute_dtype
 from mim_jax.training.flops import count_flops
 from mim_jax.training.program import Program
 from mim_jax.training.sharding import make_mesh, put_batch
@@ -79,7 +79,7 @@ def ours(config: ConfigDict) -> Contestant:
     details = {
         "compile_seconds": compile_seconds,
         "flops": count_flops(program.step_function(), state, batch),
-        "xla_flops": None if config.compute.scan else compiled_flops(compiled),
+        "xla_flops": None if Compute.from_config(config.compute).scans else compiled_flops(compiled),
         "bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
         "masking": masking_step(program, state, batch),
     }

@@ -9,6 +9,7 @@ from flax import linen as nn
 from mim_jax.layers.attention import SelfAttention
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import find_scheme
+from mim_jax.layers.placement import split_over_batch
 
 
 def layer_norm(compute: Compute, name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
@@ -24,6 +25,11 @@ def drop_path(x: jax.Array, rate: jax.Array, rng: jax.Array) -> jax.Array:
     return jnp.where(survives, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, `x/2 * (1 + erf(x / sqrt 2))` as PyTorch writes it; JAX's own form with erfc is slow on CPUs."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
+
+
 class MLP(nn.Module):
     """Two dense layers with an exact (erf) GELU between them: `[..., D] -> [..., hidden] -> [..., D]`."""
 
@@ -37,7 +43,7 @@ class MLP(nn.Module):
         kernel_init = find_scheme(self.init_scheme).kernel
         width = x.shape[-1]
         x = nn.Dense(self.hidden, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc1")(x)
-        x = nn.gelu(x, approximate=False)
+        x = gelu(x)
         return nn.Dense(width, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc2")(x)
 
 
@@ -65,16 +71,17 @@ class Block(nn.Module):
         attention = SelfAttention(
             self.heads,
             self.qkv_bias,
-            self.compute.attention,
+            self.compute.attention_kernel,
             self.compute.jax_dtype,
             find_scheme(self.init_scheme).kernel,
             name="attention",
         )
         mlp = MLP(self.mlp_hidden, self.compute, self.init_scheme, name="mlp")
+        x = split_over_batch(x)
         branch = attention(layer_norm(self.compute, "norm1")(x), bias, valid)
         x = x + self._residual(branch, "gamma1", drop_rate)
         branch = mlp(layer_norm(self.compute, "norm2")(x))
-        x = x + self._residual(branch, "gamma2", drop_rate)
+        x = split_over_batch(x + self._residual(branch, "gamma2", drop_rate))
         return x, x if self.collect else None
 
     def _residual(self, branch: jax.Array, name: str, drop_rate: jax.Array) -> jax.Array:
@@ -120,14 +127,14 @@ class BlockStack(nn.Module):
         block = Block
         if self.compute.remat_policy is not None:
             # Inside a scan the loop itself keeps XLA from merging the recomputation with the forward pass.
-            block = nn.remat(block, policy=self.compute.remat_policy, prevent_cse=not self.compute.scan)
+            block = nn.remat(block, policy=self.compute.remat_policy, prevent_cse=not self.compute.scans)
         scanned = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "drop_path": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.depth,
-            unroll=1 if self.compute.scan else self.depth,
+            unroll=1 if self.compute.scans else self.depth,
         )
         blocks = scanned(
             heads=self.heads,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mim_jax.errors import ConfigError
+from mim_jax.fields import optional
 from mim_jax.layers.attention import IMPLEMENTATIONS
 
 _DTYPES = ("auto", "float32", "bfloat16")
@@ -25,18 +26,20 @@ _REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 class Compute:
     """Execution choices shared by every module of a model; none of them changes the parameter tree.
 
-    `dtype` is "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on CPUs, which have no fast bfloat16.
+    "auto" and None stand for what is fastest where the program runs: on CPUs float32 (they have no fast bfloat16),
+    einsum attention and scanned blocks; on accelerators bfloat16, XLA's attention and unrolled blocks.
     """
 
     dtype: str = "auto"  # of activations and matrix products; parameters, norms and softmax stay float32
-    attention: str = "xla"  # see mim_jax/layers/attention.py
-    scan: bool = False  # one compiled block looped over depth: shorter compilation, same numbers
+    attention: str = "auto"  # see mim_jax/layers/attention.py
+    scan: bool | None = None  # one compiled block looped over depth: shorter compilation, same numbers
     remat: str = "none"  # what the backward pass recomputes: "none", "full", or all but the "dots"
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> Compute:
         """From `config.compute`; raises ConfigError for an unknown choice."""
-        for key, choices in (("dtype", _DTYPES), ("attention", IMPLEMENTATIONS), ("remat", _REMAT_POLICIES)):
+        kernels = ("auto", *IMPLEMENTATIONS)
+        for key, choices in (("dtype", _DTYPES), ("attention", kernels), ("remat", _REMAT_POLICIES)):
             if config[key] not in choices:
                 raise ConfigError(f"compute.{key} is {config[key]!r}; choose one of {', '.join(choices)}.")
         return cls(compute_dtype(config.dtype), config.attention, config.scan, config.remat)
@@ -44,12 +47,28 @@ class Compute:
     @classmethod
     def default_config(cls) -> ConfigDict:
         """The `compute` section with its defaults."""
-        return ConfigDict(dataclasses.asdict(cls()))
+        return ConfigDict({**dataclasses.asdict(cls()), "scan": optional(bool)})
 
     @property
     def jax_dtype(self) -> Any:
         """`dtype` as a NumPy dtype."""
         return jnp.dtype(compute_dtype(self.dtype))
+
+    @property
+    def attention_kernel(self) -> str:
+        """The `implementation` of `dot_product_attention`."""
+        if self.attention != "auto":
+            return self.attention
+        return "einsum" if jax.default_backend() == "cpu" else "xla"
+
+    @property
+    def scans(self) -> bool:
+        """Whether blocks are scanned.
+
+        XLA:CPU fuses the sums of an unrolled residual stream into everything that reads it, so that every layer adds up
+        the branches of all layers before it once more, on one core: a third of a ViT-B's step.
+        """
+        return jax.default_backend() == "cpu" if self.scan is None else self.scan
 
     @property
     def remat_policy(self) -> Callable[..., Any] | None:

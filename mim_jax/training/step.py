@@ -32,8 +32,8 @@ def make_train_step(
 ) -> StepFunction:
     """The training step: loss and gradients, optimiser, the objective's own update.
 
-    An update that is not finite (loss, gradient norm or update norm), or whose gradient norm exceeds `spike_factor`
-    times its running mean, leaves variables and optimiser state as they are, and counts. Metrics are float32 scalars:
+    An update whose loss or gradient norm is not finite, or whose gradient norm exceeds `spike_factor` times its running
+    mean, leaves variables and optimiser state as they are, and counts. Metrics are float32 scalars:
     `loss`, `terms/*`, `metrics/*`, `lr`, `weight_decay`, `grad_norm`, `update_norm`, `param_norm`, `skipped`, and for
     the loop `finite`, `spike`, `typical_grad_norm` and `consecutive_skipped`.
     """
@@ -49,8 +49,9 @@ def make_train_step(
             variables["state"] = new_state
         variables = objective.update(variables, clock)
 
-        grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+        grad_norm = optax.tree.norm(grads)
+        # Not the update's norm as well: what is applied would have to wait until all of it is computed.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         made = (state.step - state.skipped).astype(jnp.float32)
         spike = jnp.zeros((), jnp.bool_)
         if spike_factor is not None:
@@ -78,7 +79,7 @@ def make_train_step(
             "lr": rates.learning_rate(state.step),
             "weight_decay": rates.weight_decay(state.step),
             "grad_norm": grad_norm,
-            "update_norm": update_norm,
+            "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
             "finite": finite,
             "spike": spike,
