@@ -1,0 +1,72 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import mim_jax
+from mim_jax.training.program import Program
+from mim_jax.training.sharding import make_mesh
+from tests.tiny import tiny_config
+from tools import benchmark, benchmark_input
+
+torch = pytest.importorskip("torch")
+
+
+def num_parameters(model):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_the_peer_has_the_same_parameters_to_train():
+    config = tiny_config("mae", {"mesh.data": 8})
+    state = Program(config, make_mesh(config.mesh), 64).abstract_state
+    ours = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.variables["params"]))
+    theirs = sum(p.numel() for p in benchmark.peer_model(config).parameters() if p.requires_grad)
+    assert ours == theirs
+
+
+def test_the_peer_of_simmim_takes_steps():
+    contestant = benchmark.peer("eager", tiny_config("simmim"))
+    before = contestant.first_step_seconds
+    contestant.run(2)
+    assert contestant.name == "torch eager" and before > 0
+
+
+def test_rows_hold_what_was_measured():
+    config = tiny_config("mae", {"mesh.data": 8})
+    rows = benchmark.measure(config, "tiny", ["eager"], windows=2, seconds=0.05)
+    assert [row["name"] for row in rows] == ["mim_jax", "torch eager"]
+    first, second = rows
+    for row in rows:
+        rate = row["images_per_second"]
+        assert 0 < rate["min"] <= rate["median"] <= rate["max"]
+        assert row["first_step_seconds"] > 0
+    ratio = first["images_per_second"]["median"] / second["images_per_second"]["median"]
+    assert second["ours_over_this"] == pytest.approx(ratio)
+    assert 0 < first["compile_seconds"] < first["first_step_seconds"]
+    assert first["masking_share"] > 0
+    assert "mae" not in benchmark.table(rows).splitlines()[0] and "torch eager" in benchmark.table(rows)
+    assert json.dumps(rows)
+
+
+def test_unrolled_flops_are_those_of_xla_but_for_elementwise_work():
+    changes = {"mesh.data": 8, "compute.scan": False, "model.width": 64, "decoder.width": 64}
+    row = benchmark.ours(tiny_config("mae", changes)).details
+    assert row["flops"] <= row["xla_flops"] <= 1.25 * row["flops"]
+
+
+def test_methods_without_a_peer_have_none():
+    assert benchmark.peer("eager", mim_jax.default_config(method="ijepa")) is None
+
+
+def test_both_input_pipelines_deliver_normalised_crops(tmp_path):
+    pytest.importorskip("sklearn")
+    paths = benchmark_input.write_photographs(tmp_path, 4)
+    theirs = benchmark_input.Photographs(paths)[3].numpy()
+    assert theirs.shape == (3, 224, 224)
+    config = mim_jax.default_config(method="mae")
+    config.batch_size = 4
+    config.data.update(source=f"folder:{tmp_path}", crop_scale=benchmark_input.SCALE)
+    ours = next(iter(mim_jax.data.train_batches(config)))["image"]
+    assert ours.shape == (4, 224, 224, 3)
+    assert abs(ours.mean() - theirs.mean()) < 1.0 and abs(ours.std() - theirs.std()) < 0.5
