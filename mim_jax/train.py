@@ -65,6 +65,8 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
     config = config_from_command_line(config_path, overrides)
     if given.workdir is None:
         raise ConfigError("Give a directory for the run: --workdir=runs/NAME")
+    if "://" in given.workdir:
+        raise ConfigError(f"--workdir is {given.workdir}, which is no directory; mount the bucket and give its path.")
     join_processes()
     train(config, given.workdir, allow_config_change=given.allow_config_change)
 

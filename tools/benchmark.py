@@ -6,9 +6,10 @@
 A step is forward, backward and AdamW on synthetic images already on the device. The contestants take turns, window by
 window, so that whatever else the machine does strikes all alike; a window is as many steps as fill `--seconds`. The
 peers are the models of `transformers` with SDPA attention, fused AdamW and the same dtype (autocast for bfloat16):
-eager PyTorch and `torch.compile`. That of MAE has exactly our parameters; that of SimMIM is a plain ViT, which lacks the
-relative position bias and layer scale of ours; I-JEPA has none. Needs jax, flax, optax, chex and orbax; torch and transformers for the peers
-(`pip install -e .[bench]`); no TensorFlow.
+eager PyTorch and `torch.compile`. MAE's peer has exactly our parameters; SimMIM's is a plain ViT, which lacks the
+relative position bias and layer scale of ours; I-JEPA has none.
+
+Needs jax, flax, optax, chex and orbax; torch and transformers for the peers (`pip install -e .[bench]`); no TensorFlow.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class IJEPA(Objective):
         """
         del clock
         context_ids, target_ids = (tuple(ids) for ids in masks)
-        target = self._targets(variables, batch["image"], len(context_ids), target_ids)
+        target = self._targets(variables, batch["image"], target_ids)
         encoder = {"params": variables["params"]["encoder"]}
         # Contexts are stacked on the batch axis, so that one pass encodes them all.
         images = jnp.tile(batch["image"], (len(context_ids), 1, 1, 1))
@@ -89,7 +89,9 @@ class IJEPA(Objective):
         )
         prediction = self.predictor.apply({"params": variables["params"]["predictor"]}, latent, context_ids, target_ids)
         loss = optax.losses.huber_loss(prediction, target, delta=1.0).mean()
-        return loss, {"terms": {"prediction": loss}, "prediction": prediction, "target": target, "latent": latent}
+        rows = {"prediction": prediction, "target": jnp.broadcast_to(target, prediction.shape)}
+        rows = {name: x.reshape(-1, *x.shape[3:]) for name, x in rows.items()}
+        return loss, {"terms": {"prediction": loss}, **rows, "latent": latent}
 
     def update(self, variables: Variables, clock: Clock) -> Variables:
         """`teacher <- m * teacher + (1 - m) * encoder`, `m` linear in progress from `ema_momentum` to 1."""
@@ -106,11 +108,9 @@ class IJEPA(Objective):
         """Features of intact images from the teacher, as the paper evaluates; `pooled` is the mean over patches."""
         return self.encoder.split(self.encoder.apply({"params": variables["teacher"]["encoder"]}, images))
 
-    def _targets(
-        self, variables: Variables, images: jax.Array, num_contexts: int, target_ids: tuple[jax.Array, ...]
-    ) -> jax.Array:
+    def _targets(self, variables: Variables, images: jax.Array, target_ids: tuple[jax.Array, ...]) -> jax.Array:
+        """`[T, 1, B, Kp, D]`."""
         latent = self.encoder.apply({"params": variables["teacher"]["encoder"]}, images).astype(jnp.float32)
         # The official code normalises with PyTorch's default epsilon, 1e-5; its networks use 1e-6.
         latent = jax.nn.standardize(latent, axis=-1, epsilon=1e-5)
-        blocks = [take_tokens(latent, ids) for ids in target_ids for _ in range(num_contexts)]
-        return jax.lax.stop_gradient(jnp.concatenate(blocks))
+        return jax.lax.stop_gradient(jnp.stack([take_tokens(latent, ids) for ids in target_ids])[:, None])

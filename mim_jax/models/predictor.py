@@ -42,23 +42,23 @@ class LatentPredictor(nn.Module):
           target_ids: T arrays `[B, Kp]` of patch indices.
 
         Returns:
-          `[T*E*B, Kp, output_dim]` float32, target block major, then context, then image.
+          `[T, E, B, Kp, output_dim]` float32.
         """
         scheme = find_scheme(self.init_scheme)
         dtype = self.compute.jax_dtype
         table, _ = PositionTable(self.grid, self.width, self.position, name="position")()
         mask_token = self.param("mask_token", scheme.token, (self.width,), jnp.float32)
-        num_contexts, num_targets = len(context_ids), len(target_ids)
+        batch = context_ids[0].shape[0]
+        sets = (len(target_ids), len(context_ids), batch)
 
         x = nn.Dense(self.width, dtype=dtype, kernel_init=scheme.kernel, name="embed")(context)
         x = x + table[jnp.concatenate(context_ids)].astype(dtype)
-        x = jnp.tile(x, (num_targets, 1, 1))
-        queries = mask_token[None, None] + table[jnp.stack(target_ids)].reshape(
-            -1, *target_ids[0].shape[1:], self.width
-        )
-        queries = queries.reshape(num_targets, 1, -1, *queries.shape[1:])
-        queries = jnp.tile(queries, (1, num_contexts, 1, 1, 1)).reshape(x.shape[0], -1, self.width)
-        x = jnp.concatenate([x, queries.astype(dtype)], axis=1)
+        x = x.reshape(1, *sets[1:], *x.shape[1:])
+        queries = (mask_token[None, None, None] + table[jnp.stack(target_ids)]).astype(dtype)[:, None]
+        num_queries = queries.shape[-2]
+        x = jnp.concatenate([jnp.broadcast_to(tokens, (*sets, *tokens.shape[3:])) for tokens in (x, queries)], axis=3)
+        # All sets of one image stay together, so that a batch split over devices stays where it is.
+        x = jnp.moveaxis(x, 2, 0).reshape(-1, *x.shape[3:])
         x, _ = BlockStack(
             self.depth,
             self.heads,
@@ -67,9 +67,9 @@ class LatentPredictor(nn.Module):
             compute=self.compute,
             name="stack",
         )(x)
-        x = layer_norm(self.compute, "norm")(x[:, -queries.shape[1] :])
+        x = layer_norm(self.compute, "norm")(x[:, -num_queries:])
         x = nn.Dense(self.output_dim, dtype=dtype, kernel_init=scheme.kernel, name="projection")(x)
-        return x.astype(jnp.float32)
+        return jnp.moveaxis(x.astype(jnp.float32).reshape(batch, *sets[:2], num_queries, -1), 0, 2)
 
 
 def default_config() -> ConfigDict:

@@ -13,6 +13,7 @@ from mim_jax.layers.block import BlockStack, layer_norm
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import find_scheme
 from mim_jax.layers.patches import PatchEmbed, as_pair, patch_grid, patchify
+from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.position import POSITIONS, PositionTable, RelativeBias
 from mim_jax.masking.token_mask import take_tokens
 
@@ -115,7 +116,7 @@ class ViT(nn.Module):
             name="stack",
         )(x, bias, deterministic=deterministic, return_layers=return_layers)
         if self.final_norm:
-            x = layer_norm(self.compute, "norm")(x)
+            x = split_over_batch(layer_norm(self.compute, "norm")(x))
         return (x, layers) if return_layers else x
 
     def _substitute(self, x: jax.Array, hidden: jax.Array | None) -> jax.Array:

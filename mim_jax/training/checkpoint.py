@@ -140,6 +140,7 @@ class Checkpointer:
                 meta = self.meta(step)
                 check_meta(meta)
                 _check_names(template, meta, step)
+                _check_dtypes(template, self._saved(step), step)
                 return self._restore(step, template, meta)
             except CheckpointError as error:
                 logger.warning("Checkpoint %d is damaged and set aside: %s", step, error)
@@ -165,15 +166,20 @@ class Checkpointer:
           CheckpointError: it is damaged.
         """
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        try:
-            saved = {name: self._manager.item_metadata(step)[name].tree for name in ARRAYS}
-        except Exception as error:  # whatever Orbax's parsers raise on damaged metadata
-            raise CheckpointError(f"Checkpoint {step} has no readable metadata: {_gist(error)}") from error
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved)
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), self._saved(step)
+        )
         items = self._read(step, **{name: ocp.args.StandardRestore(target[name]) for name in ARRAYS})
         arrays = {name: items[name] for name in ARRAYS}
         _verify(arrays, self.meta(step), step)
         return arrays
+
+    def _saved(self, step: int) -> dict[str, Any]:
+        """Shapes and dtypes of a checkpoint's arrays."""
+        try:
+            return {name: self._manager.item_metadata(step)[name].tree for name in ARRAYS}
+        except Exception as error:  # whatever Orbax's parsers raise on damaged metadata
+            raise CheckpointError(f"Checkpoint {step} has no readable metadata: {_gist(error)}") from error
 
     def _restore(self, step: int, template: TrainState, meta: dict[str, Any]) -> TrainState:
         variables, optimizer = _items(template)
@@ -298,6 +304,21 @@ def _check_names(template: TrainState, meta: dict[str, Any], step: int) -> None:
             f"only in the checkpoint {sorted(saved - ours)[:3]}, only in the config {sorted(ours - saved)[:3]}; "
             "use the run's own config, or start a new workdir with init_from."
         )
+
+
+def _check_dtypes(template: TrainState, saved: dict[str, Any], step: int) -> None:
+    # Orbax would convert in silence, and the checksum of what it made would differ from what was saved.
+    variables, optimizer = _items(template)
+    ours, theirs = (
+        dict(zip(leaf_names(tree), [leaf.dtype for leaf in jax.tree.leaves(tree)], strict=True))
+        for tree in ({"variables": variables, "optimizer": optimizer}, saved)
+    )
+    for name, dtype in ours.items():
+        if theirs.get(name, dtype) != dtype:
+            raise ConfigError(
+                f"Checkpoint {step} holds {name} as {theirs[name]}, but this config builds it as {dtype}; "
+                "use the run's own dtypes (optimizer.moment_dtype), or start a new workdir with init_from."
+            )
 
 
 def _verify(items: dict[str, Any], meta: dict[str, Any], step: int) -> None:

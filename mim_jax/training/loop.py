@@ -204,10 +204,11 @@ class Trainer:
         if start == 0:
             self._evaluate(state, 0, writers)
         for step in range(start, plan.total_steps):
-            profiler.at(step)
-            batch = self._next_batch(stream, state, checkpointer)
-            train_step = steps.at(step, state, batch)
-            state, metrics = train_step(state, batch)
+            profiler.at(step, state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                batch = self._next_batch(stream, state, checkpointer)
+                train_step = steps.at(step, state, batch)
+                state, metrics = train_step(state, batch)
             done = step + 1
             pending.append((done, metrics))
             # Looking at a step that has surely ended keeps the devices busy and notices trouble soon.
@@ -240,7 +241,8 @@ class Trainer:
         self, stream: Iterator[dict[str, jax.Array]], state: TrainState, checkpointer: Checkpointer
     ) -> dict[str, jax.Array]:
         try:
-            return next(stream)
+            with jax.profiler.TraceAnnotation("wait for data"):
+                return next(stream)
         except Exception:
             # What has been learnt is sound and not lost with the data. With several processes the others know nothing
             # of this one's trouble, and a save that not all take part in would never end.

@@ -15,7 +15,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM's --signal sends the second
 
 
 class PreemptionNotice:
-    """Notices SIGTERM and SIGUSR1, so that the loop can save and leave; a second one ends the process at once."""
+    """Notices SIGTERM and SIGUSR1, so that the loop can save and leave.
+
+    In a run of one process a second signal ends it at once. With several, one of them suffices to stop all.
+    """
 
     def __init__(self):
         self._name: str | None = None
@@ -24,7 +27,12 @@ class PreemptionNotice:
     def __enter__(self) -> PreemptionNotice:
         # Signal handlers belong to the main thread; in a notebook's worker thread there is nothing to notice.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+            handlers = dict.fromkeys(_SIGNALS, self._receive)
+            if jax.process_count() > 1:
+                # jax.distributed listens for SIGTERM itself and tells the other processes: a handler in its place would
+                # keep the notice from all of them.
+                handlers = {signal.SIGUSR1: lambda number, frame: signal.raise_signal(signal.SIGTERM)}
+            self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, *exception) -> None:

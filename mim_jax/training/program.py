@@ -72,9 +72,8 @@ class Program:
 
     def jitted_step(self, stage: Objective | None = None, *, donate: bool = True) -> Any:
         """`step_function`, jitted for the mesh. With `donate`, the state passed in is used up."""
-        return jax.jit(
-            on_mesh(self.step_function(stage), self.mesh), donate_argnums=0 if donate else (), out_shardings=(self.shardings, None)
-        )
+        function = on_mesh(self.step_function(stage), self.mesh)
+        return jax.jit(function, donate_argnums=0 if donate else (), out_shardings=(self.shardings, None))
 
     def _create_state(self) -> TrainState:
         return create_state(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,9 +31,10 @@ RULES = (
     (r"mlp/fc1/kernel$", P(None, "fsdp", "tensor")),
     (r"mlp/fc1/bias$", P(None, "tensor")),
     (r"mlp/fc2/kernel$", P(None, "tensor", "fsdp")),
+    (r"relative_bias/table$", P(None, "tensor")),
     (r"(bias|scale|gamma\d|token)$", P()),
 )
-_SMALL = 2**12  # elements; smaller leaves are replicated, since gathering them costs more than it saves
+_SMALL = 2**12  # elements; smaller leaves are whole on "fsdp", since gathering them costs more than it saves
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
@@ -96,11 +98,14 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    if int(np.prod(shape)) < _SMALL:
-        return P()
+    small = math.prod(shape) < _SMALL
     for pattern, spec in RULES:
         if re.search(pattern, name) and len(spec) <= len(shape):
-            return P(*(_fit(axis, size, mesh) for axis, size in zip(spec, shape, strict=False)))
+            # A bias goes with its kernel's "tensor" axis however small it is: it is added to a product split over it.
+            axes = (None if small and axis == "fsdp" else axis for axis in spec)
+            return P(*(_fit(axis, size, mesh) for axis, size in zip(axes, shape, strict=False)))
+    if small:
+        return P()
     divisible = [dim for dim, size in enumerate(shape) if size % mesh.shape["fsdp"] == 0]
     if not divisible:
         return P()

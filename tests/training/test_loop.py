@@ -14,7 +14,6 @@ from tests.processes import (
     assert_same_variables,
     command,
     finish,
-    free_port,
     launch,
     losses,
     rows,
@@ -175,17 +174,3 @@ def test_sigkill_and_sigterm_are_survived_bit_for_bit(tmp_path):
     assert losses(torn) == losses(whole)
     assert [row["step"] for row in rows(torn)] == list(range(1, 41))
     assert_same_variables(torn, whole)
-
-
-def test_two_processes_equal_one(tmp_path):
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    code, output = run(command(alone, {"mesh.fsdp": 2}), devices=4)
-    assert code == 0, output
-    flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
-    processes = [launch(command(together, {"mesh.fsdp": 2}, *flags, f"--process_id={i}"), devices=2) for i in range(2)]
-    results = [finish(process) for process in processes]
-    assert [code for code, _ in results] == [0, 0], results
-    expected, actual = losses(alone), losses(together)
-    assert list(actual) == list(expected)
-    np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-5)
-    assert load_run(together).step == 8  # written by two processes, read by one

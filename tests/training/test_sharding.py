@@ -1,11 +1,17 @@
+import math
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+import mim_jax
 from mim_jax.errors import ConfigError
-from mim_jax.training.sharding import check_batch_size, make_mesh, put_batch, tree_shardings
+from mim_jax.planning.compilation import bytes_per_device, total_bytes
+from mim_jax.training.program import Program
+from mim_jax.training.sharding import check_batch_size, make_mesh, on_mesh, put_batch, tree_shardings
+from tests.tiny import ROOT
 
 
 def mesh_of(data=-1, fsdp=1, tensor=1):
@@ -39,6 +45,57 @@ def test_parameters_and_their_moments_follow_the_rules():
         assert found["mlp"]["fc2"]["kernel"] == P(None, "tensor", "fsdp")
         assert found["mlp"]["fc2"]["bias"] == P()
     assert specs["opt"]["count"] == P()
+
+
+def huge_state(**sizes):
+    config = mim_jax.load_config(str(ROOT / "configs" / "mae_vit_h14_in1k.py"))
+    return Program(config, mesh_of(**sizes), 1_281_167).abstract_state
+
+
+@pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(fsdp=4, tensor=2)])
+def test_each_of_eight_devices_holds_an_eighth_of_a_huge_model(sizes):
+    state = huge_state(data=1, **sizes)
+    eighth = total_bytes(state) / 8
+    assert eighth <= bytes_per_device(state) < 1.01 * eighth
+    large = [x for x in jax.tree.leaves(state) if math.prod(x.shape) > 2**20]
+    assert all(math.prod(x.sharding.shard_shape(x.shape)) <= math.prod(x.shape) / 4 for x in large)
+
+
+def test_tensor_parallel_devices_share_everything_between_the_layers_of_a_block():
+    state = huge_state(data=1, tensor=8)
+    encoder, decoder, patch = 1280, 512, 14 * 14 * 3
+    # Of each block: two norms and the biases of the two layers that end in an all-reduce. Around the blocks: patch
+    # embedding and decoder embedding with their biases, prediction, final norms, class and mask token.
+    whole = 32 * 6 * encoder + 8 * 6 * decoder
+    whole += (patch + 1) * encoder + (encoder + 1) * decoder + (decoder + 1) * patch
+    whole += 2 * encoder + 2 * decoder + encoder + decoder
+    copies_and_scalars = 3 * 4 * whole + 5 * 4  # parameters and two moments; step, counters, Adam's count
+    expected = copies_and_scalars + (total_bytes(state) - copies_and_scalars) / 8
+    assert bytes_per_device(state) == expected < 1.03 * total_bytes(state) / 8
+
+
+def test_gradient_moments_have_the_sharding_of_their_parameters():
+    state = huge_state(data=1, fsdp=4, tensor=2)
+    params = jax.tree.map(lambda x: x.sharding.spec, state.variables["params"])
+    moments = [x for x in state.opt_state if hasattr(x, "mu")]
+    assert len(moments) == 1
+    for moment in (moments[0].mu, moments[0].nu):
+        assert jax.tree.map(lambda x: x.sharding.spec, moment) == params
+
+
+def test_small_biases_go_with_the_product_they_are_added_to():
+    leaf = jax.ShapeDtypeStruct((2, 256), np.float32)
+    assert tree_shardings({"mlp": {"fc1": {"bias": leaf}}}, mesh_of(data=1, tensor=8))["mlp"]["fc1"]["bias"].spec == P(
+        None, "tensor"
+    )
+
+
+def test_functions_on_a_mesh_see_it_and_others_do_not():
+    mesh = mesh_of(data=4, fsdp=2)
+    seen = []
+    jax.jit(on_mesh(lambda x: seen.append(jax.sharding.get_abstract_mesh().shape) or x, mesh)).lower(1.0)
+    assert dict(seen[0]) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert jax.sharding.get_abstract_mesh().empty
 
 
 def test_dimensions_that_do_not_divide_stay_whole():
