@@ -3,11 +3,12 @@
     python tools/benchmark.py --configs=mae_vit_b16_in1k --batch_sizes=8,32 --peers=eager,compile [--json=FILE]
                               [--config.compute.scan=False ...] [--windows=5] [--seconds=5]
 
-A step is forward, backward and AdamW on synthetic images already on the device. The contestants take turns, window by
-window, so that whatever else the machine does strikes all alike; a window is as many steps as fill `--seconds`. The
-peers are the models of `transformers` with SDPA attention, fused AdamW and the same dtype (autocast for bfloat16):
-eager PyTorch and `torch.compile`. MAE's peer has exactly our parameters; SimMIM's is a plain ViT, which lacks the
-relative position bias and layer scale of ours; I-JEPA has none.
+A step is forward, backward and AdamW on synthetic images already on the device. Each contestant is a process of its
+own, asleep while another one is measured. They take turns, window by window, so that whatever else the machine does
+strikes all alike; a window is as many steps as fill `--seconds`, after one that is not counted, since a process that
+has slept first has to get its memory back. The peers are the models of `transformers` with SDPA attention, fused AdamW
+and the same dtype (autocast for bfloat16): eager PyTorch and `torch.compile`. MAE's peer has exactly our parameters;
+SimMIM's is a plain ViT, which lacks the relative position bias and layer scale of ours; I-JEPA has none.
 
 Needs jax, flax, optax, chex and orbax; torch and transformers for the peers (`pip install -e .[bench]`); no TensorFlow.
 """
@@ -17,9 +18,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -36,7 +39,8 @@ from ml_collections import ConfigDict
 
 import mim_jax
 from mim_jax.cli import apply_overrides, run_main
-from mim_jax.errors import ConfigError
+from mim_jax.config import resolve
+from mim_jax.errors import ConfigError, TrainingError
 from mim_jax.layers.compute import Compute, compute_dtype
 from mim_jax.training.flops import count_flops
 from mim_jax.training.program import Program
@@ -45,20 +49,67 @@ from mim_jax.training.throughput import compiled_flops, measured_matmul_flops
 
 ROOT = pathlib.Path(__file__).parents[1]
 IMAGENET_EXAMPLES = 1_281_167
+OURS = "mim_jax"
 PEERS = ("eager", "compile")
+PEER_METHODS = ("mae", "simmim")
 
 
 @dataclasses.dataclass
-class Contestant:
-    """Something that takes steps. `run(n)` returns once n steps have really ended."""
+class Work:
+    """What a contestant can be asked for, by name. `actions["step"](n)` returns once n steps have really ended."""
 
-    name: str
-    run: Callable[[int], None]
+    actions: dict[str, Callable[[int], float | None]]
     first_step_seconds: float  # from nothing to the end of the first step
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    details: dict[str, Any]
 
 
-def ours(config: ConfigDict) -> Contestant:
+class Contestant:
+    """A process that takes steps when told to and otherwise sleeps.
+
+    A process of its own, because the thread pools of JAX and PyTorch slow each other down inside one.
+    """
+
+    def __init__(self, name: str, config: ConfigDict):
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, config.to_dict()), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.first_step_seconds, self.details = self._receive()
+
+    def ask(self, action: str, number: int = 1) -> tuple[float, float | None]:
+        """Seconds an action took, and what it returned."""
+        self._pipe.send((action, number))
+        return self._receive()
+
+    def close(self) -> int:
+        """Ends the process; returns its peak resident memory in bytes."""
+        self._pipe.send(None)
+        peak = self._receive()
+        self._process.join()
+        return peak
+
+    def _receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise TrainingError(f"The process of {self.name!r} ended; its own message is above.") from None
+
+
+def _serve(pipe: Any, name: str, settings: dict[str, Any]) -> None:
+    config = resolve(settings)
+    work = ours(config) if name == OURS else peer(name, config)
+    pipe.send((work.first_step_seconds, work.details))
+    while (request := pipe.recv()) is not None:
+        action, number = request
+        start = time.perf_counter()
+        result = work.actions[action](number)
+        pipe.send((time.perf_counter() - start, result))
+    pipe.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def ours(config: ConfigDict) -> Work:
     """Our step as `config` describes it."""
     start = time.perf_counter()
     program = Program(config, make_mesh(config.mesh), IMAGENET_EXAMPLES)
@@ -77,15 +128,21 @@ def ours(config: ConfigDict) -> Contestant:
             raise FloatingPointError(f"The loss is {loss}; what is measured is no training.")
 
     run(1)
+    first_step_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     details = {
         "compile_seconds": compile_seconds,
         "flops": count_flops(program.step_function(), state, batch),
         "xla_flops": None if Compute.from_config(config.compute).scans else compiled_flops(compiled),
-        "bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
-        "masking": masking_step(program, state, batch),
+        "planned_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
     }
-    return Contestant("mim_jax", run, time.perf_counter() - start, details)
+    dtype = compute_dtype(config.compute.dtype)
+    actions = {
+        "step": run,
+        "masking": masking_step(program, state, batch),
+        "peak": lambda size: measured_matmul_flops(dtype, size or None),
+    }
+    return Work(actions, first_step_seconds, details)
 
 
 def synthetic_batch(program: Program) -> dict[str, jax.Array]:
@@ -113,19 +170,17 @@ def masking_step(program: Program, state: Any, batch: Any) -> Callable[[int], No
     return run
 
 
-def peer(kind: str, config: ConfigDict) -> Contestant | None:
-    """PyTorch's step for the same work; None where transformers has no such model."""
+def peer(kind: str, config: ConfigDict) -> Work:
+    """PyTorch's step for the same work; `kind` is one of `PEERS`."""
     import torch
 
     model = peer_model(config)
-    if model is None:
-        return None
     start = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
-    forward = torch.compile(model) if kind == "compile" else model
+    forward = torch.compile(model) if kind == "torch compile" else model
     inputs = peer_inputs(config, device)
     half = compute_dtype(config.compute.dtype) == "bfloat16"
 
@@ -139,8 +194,8 @@ def peer(kind: str, config: ConfigDict) -> Contestant | None:
         loss.item()
 
     run(1)
-    details = {"bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None}
-    return Contestant(f"torch {kind}", run, time.perf_counter() - start, details)
+    first_step_seconds = time.perf_counter() - start
+    return Work({"step": run}, first_step_seconds, {"parameters": sum(p.numel() for p in model.parameters())})
 
 
 def peer_model(config: ConfigDict) -> Any:
@@ -169,10 +224,8 @@ def peer_model(config: ConfigDict) -> Any:
             norm_pix_loss=config.norm_pix_loss,
         )
         return transformers.ViTMAEForPreTraining(settings)
-    if config.method == "simmim":
-        settings = transformers.ViTConfig(**encoder, encoder_stride=model.patch_size)
-        return transformers.ViTForMaskedImageModeling(settings)
-    return None
+    settings = transformers.ViTConfig(**encoder, encoder_stride=model.patch_size)
+    return transformers.ViTForMaskedImageModeling(settings)
 
 
 def peer_inputs(config: ConfigDict, device: str) -> dict[str, Any]:
@@ -193,26 +246,28 @@ def in_turns(contestants: list[Contestant], windows: int, seconds: float) -> dic
     """Seconds per step of each contestant in each window, the contestants taking turns."""
     steps = {}
     for contestant in contestants:
-        contestant.run(1)
-        start = time.perf_counter()
-        contestant.run(1)
-        steps[contestant.name] = max(1, round(seconds / (time.perf_counter() - start)))
+        contestant.ask("step")
+        steps[contestant.name] = max(1, round(seconds / contestant.ask("step")[0]))
     times: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for _ in range(windows):
         for contestant in contestants:
-            start = time.perf_counter()
-            contestant.run(steps[contestant.name])
-            times[contestant.name].append((time.perf_counter() - start) / steps[contestant.name])
+            number = steps[contestant.name]
+            contestant.ask("step")
+            times[contestant.name].append(contestant.ask("step", number)[0] / number)
     return times
 
 
 def measure(config: ConfigDict, name: str, peers: list[str], windows: int, seconds: float) -> list[dict[str, Any]]:
-    """A row for us and one for each peer."""
-    contestants = [ours(config), *filter(None, (peer(kind, config) for kind in peers))]
-    peak = measured_matmul_flops(compute_dtype(config.compute.dtype), 2048 if jax.default_backend() == "cpu" else None)
-    peak *= 1 if jax.default_backend() == "cpu" else jax.device_count()
+    """A row for us and one for each peer, where there are any for the method."""
+    kinds = [f"torch {kind}" for kind in peers if config.method in PEER_METHODS]
+    contestants = [Contestant(kind, config) for kind in (OURS, *kinds)]
     times = in_turns(contestants, windows, seconds)
-    flops, masking = contestants[0].details.pop("flops"), contestants[0].details.pop("masking")
+    us = contestants[0]
+    on_cpu = jax.default_backend() == "cpu"
+    peak = us.ask("peak", 2048 if on_cpu else 0)[1] * (1 if on_cpu else jax.device_count())
+    us.ask("masking")
+    masking_share = us.ask("masking", 20)[0] / 20 / statistics.median(times[OURS])
+    flops = us.details.pop("flops")
     rows = []
     for contestant in contestants:
         rates = sorted(config.batch_size / t for t in times[contestant.name])
@@ -229,14 +284,12 @@ def measure(config: ConfigDict, name: str, peers: list[str], windows: int, secon
                 "measured_peak_flops": peak,
                 "first_step_seconds": contestant.first_step_seconds,
                 **contestant.details,
+                "resident_bytes": contestant.close(),
             }
         )
     for row in rows[1:]:
         row["ours_over_this"] = rows[0]["images_per_second"]["median"] / row["images_per_second"]["median"]
-    masking(1)
-    start = time.perf_counter()
-    masking(20)
-    rows[0]["masking_share"] = (time.perf_counter() - start) / 20 / statistics.median(times["mim_jax"])
+    rows[0]["masking_share"] = masking_share
     return rows
 
 
@@ -249,7 +302,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         rate = row["images_per_second"]
         ratio = f"{row['ours_over_this']:.2f}x" if "ours_over_this" in row else ""
-        memory = f"{row['bytes'] / 1e9:.2f} GB" if row.get("bytes") else ""
+        memory = f"{row['resident_bytes'] / 1e9:.1f} GB"
         lines.append(
             f"| {row['config']} | {row['batch_size']} | {row['dtype']} | {row['name']} | {rate['median']:.2f} "
             f"({rate['min']:.2f}-{rate['max']:.2f}) | {ratio} | {row['peak_share']:.0%} | "
@@ -313,11 +366,11 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
     rows = []
     for name, config in configurations(overrides):
         rows += measure(config, name, given.peers, given.windows, given.seconds)
-        print(table(rows[-1 - len(given.peers) :]), flush=True)
+        print(table(rows), flush=True)
     content = {"machine": machine(), "rows": rows}
     if given.json:
         pathlib.Path(given.json).write_text(json.dumps(content, indent=1) + "\n")
-    print(f"\n{json.dumps(content['machine'], indent=1)}\n\n{table(rows)}")
+    print(json.dumps(content["machine"], indent=1))
 
 
 if __name__ == "__main__":
