@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-reliability lint format clean
+.PHONY: help demo test test-reliability bench lint format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -27,6 +27,11 @@ test: $(STAMP)-test lint ## ruff and the test-suite
 
 test-reliability: $(STAMP)-test ## kills, damage, full disks, hostile files
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist=loadfile tests/reliability $(PYTEST_ARGS)
+
+# Steps allocate gigabytes: in huge pages that costs a tenth of the step less (docs/benchmarks.md).
+bench: $(STAMP)-test ## a CPU step of MAE ViT-B/16 beside PyTorch's (docs/benchmarks.md)
+	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 JAX_PLATFORMS=cpu \
+	    $(BIN)/python tools/benchmark.py --batch_sizes=8 --windows=3 --seconds=6
 
 lint: $(STAMP)-test ## ruff check and ruff format --check
 	@$(BIN)/ruff check --quiet .
