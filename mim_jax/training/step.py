@@ -52,27 +52,8 @@ def make_train_step(
         grad_norm = optax.tree.norm(grads)
         # Not the update's norm as well: what is applied would have to wait until all of it is computed.
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        made = (state.step - state.skipped).astype(jnp.float32)
-        spike = jnp.zeros((), jnp.bool_)
-        if spike_factor is not None:
-            spike = finite & (made >= _TYPICAL_AFTER) & (grad_norm > spike_factor * state.typical_grad_norm)
-        sound = finite & ~spike
-        variables, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old),
-            (variables, opt_state),
-            (state.variables, state.opt_state),
-        )
-        bad = (~sound).astype(jnp.int32)
-        share = 1.0 / jnp.minimum(made + 1.0, _TYPICAL_SPAN)
-        typical = state.typical_grad_norm + share * (grad_norm - state.typical_grad_norm)
-        new = TrainState(
-            step=state.step + 1,
-            variables=variables,
-            opt_state=opt_state,
-            skipped=state.skipped + bad,
-            consecutive_skipped=(state.consecutive_skipped + bad) * bad,
-            typical_grad_norm=jnp.where(sound, typical, state.typical_grad_norm),
-        )
+        spike = finite & _is_spike(state, grad_norm, spike_factor)
+        new = _next_state(state, variables, opt_state, grad_norm, finite & ~spike)
         metrics = {
             "loss": loss,
             **scalars,
@@ -90,6 +71,34 @@ def make_train_step(
         return new, metrics
 
     return train_step
+
+
+def _is_spike(state: TrainState, grad_norm: jax.Array, spike_factor: float | None) -> jax.Array:
+    if spike_factor is None:
+        return jnp.zeros((), jnp.bool_)
+    made = state.step - state.skipped
+    return (made >= _TYPICAL_AFTER) & (grad_norm > spike_factor * state.typical_grad_norm)
+
+
+def _next_state(
+    state: TrainState, variables: Variables, opt_state: Any, grad_norm: jax.Array, sound: jax.Array
+) -> TrainState:
+    """The state after an update, which is made only if it is `sound` and counted in any case."""
+    variables, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(sound, new, old), (variables, opt_state), (state.variables, state.opt_state)
+    )
+    bad = (~sound).astype(jnp.int32)
+    made = (state.step - state.skipped).astype(jnp.float32)
+    share = 1.0 / jnp.minimum(made + 1.0, _TYPICAL_SPAN)
+    typical = state.typical_grad_norm + share * (grad_norm - state.typical_grad_norm)
+    return TrainState(
+        step=state.step + 1,
+        variables=variables,
+        opt_state=opt_state,
+        skipped=state.skipped + bad,
+        consecutive_skipped=(state.consecutive_skipped + bad) * bad,
+        typical_grad_norm=jnp.where(sound, typical, state.typical_grad_norm),
+    )
 
 
 def _gradients(
