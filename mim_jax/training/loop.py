@@ -108,6 +108,10 @@ class Trainer:
                 f"{config.data.source} has {self.info.num_train_examples} images, fewer than batch_size "
                 f"{config.batch_size}; lower batch_size."
             )
+        if config.get("num_classes") not in (None, self.info.num_classes) and self.info.num_classes is not None:
+            raise ConfigError(
+                f"num_classes is {config.num_classes}, but {config.data.source} has {self.info.num_classes} classes."
+            )
         self.program = Program(config, self.mesh, self.info.num_train_examples)
         self.objective = self.program.objective
         self.plan = Plan.from_config(config, self.program.length)
@@ -115,10 +119,6 @@ class Trainer:
         minutes = None if in_notebook() else config.watchdog_minutes
         stacks = self.workdir / "diagnostics" / f"stacks_process{jax.process_index()}.txt"
         self.watchdog = Watchdog(None if minutes is None else 60 * minutes, stacks)
-        if config.get("num_classes") not in (None, self.info.num_classes) and self.info.num_classes is not None:
-            raise ConfigError(
-                f"num_classes is {config.num_classes}, but {config.data.source} has {self.info.num_classes} classes."
-            )
         self.evaluator = None
         if self.plan.evaluate_every:
             if make_evaluator is None:
