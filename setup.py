@@ -47,9 +47,11 @@ INSTALL_REQUIRES = [
 # does: where the default wheel is a CUDA build, install a CPU one first and it is kept.
 PEERS = ["torch==2.13.0", "transformers>=5.0"]
 
+PHOTOGRAPHS = "scikit-learn>=1.5"  # two of them come with it
+
 EXTRAS_REQUIRE = {
-    "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15", "scikit-learn>=1.5", *PEERS],
-    "bench": PEERS,
+    "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15", PHOTOGRAPHS, *PEERS],
+    "bench": [PHOTOGRAPHS, *PEERS],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],
 }
