@@ -19,7 +19,7 @@ STAMP := $(VENV)/.installed
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
-demo: $(STAMP)-package ## pre-train MAE on Fashion-MNIST and evaluate it (10 minutes on 2 CPU cores)
+demo: $(STAMP)-package ## pre-train MAE on Fashion-MNIST and evaluate it (5 minutes on 2 CPU cores)
 	@$(BIN)/python tools/demo.py
 
 test: $(STAMP)-test lint ## ruff and the test-suite
