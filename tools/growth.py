@@ -1,6 +1,6 @@
 """Plots how the time of a training step grows with the batch, with the tokens kept and with depth.
 
-    python tools/growth.py [--config=mae_vit_b16_in1k] [--out=docs/images/growth.png] [--config.model.width=384 ...]
+    python tools/growth.py [--name=mae_vit_b16_in1k] [--out=docs/images/growth.png] [--config.model.width=384 ...]
 
 Each point is the fastest of `--repeats` steps. A line through the first point shows what proportional growth would be.
 """

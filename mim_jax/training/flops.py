@@ -11,13 +11,18 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> float:
-    """FLOPs of one call of `function(*args)` over all devices; the arguments may be abstract.
+    """`jaxpr_flops` of one call of `function(*args)`; the arguments may be abstract."""
+    return jaxpr_flops(jax.make_jaxpr(function)(*args))
+
+
+def jaxpr_flops(jaxpr: ClosedJaxpr) -> float:
+    """FLOPs of one call of a traced function over all devices.
 
     Matrix products and convolutions alone, 2 for each multiply-add, as models are commonly compared: elementwise work,
     softmax and norms are left out, which are a few percent of a transformer. Scans count as often as they run, what
     rematerialisation computes again counts again, and of a conditional the dearest branch counts.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    return _count(jaxpr.jaxpr)
 
 
 def _count(jaxpr: Jaxpr) -> float:

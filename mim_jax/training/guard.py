@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,8 +34,12 @@ class Guard:
         self._folder = workdir / "diagnostics"
         self._order = TrainOrder(config.seed, num_examples, config.batch_size)
 
-    def check(self, step: int, metrics: Mapping[str, Any], state: TrainState, meta: dict[str, Any]) -> None:
+    def check(
+        self, step: int, metrics: Mapping[str, Any], state: TrainState, make_meta: Callable[[], dict[str, Any]]
+    ) -> None:
         """Looks at the metrics of the update that made `step`; `state` is the newest one, which is finite in any case.
+
+        `make_meta` gives the metadata to save with it, and is called only then: this runs at every step.
 
         Raises:
           TrainingError: the update was refused and the run may not go on; a report and `state` are saved first.
@@ -50,7 +54,7 @@ class Guard:
             return
         self._write_report(step, values)
         diagnostic = Checkpointer(self._folder / f"step_{step:08d}", asynchronous=False)
-        diagnostic.save(state, meta)
+        diagnostic.save(state, make_meta())
         diagnostic.close()
         raise TrainingError(
             f"Step {step} {trouble}; the last good state and the batch's examples are under {self._folder}. "

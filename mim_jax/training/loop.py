@@ -26,7 +26,7 @@ from mim_jax.files import replace_text
 from mim_jax.layers.compute import compute_dtype
 from mim_jax.training.checkpoint import Checkpointer
 from mim_jax.training.duration import RunLength
-from mim_jax.training.flops import count_flops
+from mim_jax.training.flops import jaxpr_flops
 from mim_jax.training.guard import Guard
 from mim_jax.training.initialize import ImportWeights, initialize
 from mim_jax.training.lock import workdir_lock
@@ -213,7 +213,7 @@ class Trainer:
             pending.append((done, metrics))
             # Looking at a step that has surely ended keeps the devices busy and notices trouble soon.
             if len(pending) > _IN_FLIGHT:
-                self.guard.check(*pending.popleft(), state, self._meta())
+                self.guard.check(*pending.popleft(), state, self._meta)
             self.watchdog.beat()
             writers.advance(done)
             if done % plan.log_every == 0 or done == plan.total_steps:
@@ -226,7 +226,7 @@ class Trainer:
             stopping = preemption.received(done)
             if done % plan.checkpoint_every == 0 or done == plan.total_steps or stopping:
                 for item in pending:
-                    self.guard.check(*item, state, self._meta())
+                    self.guard.check(*item, state, self._meta)
                 pending.clear()
                 with meter.paused():
                     checkpointer.save(state, self._meta())
@@ -291,15 +291,16 @@ class StepCompiler:
         self._program = program
         self._stage: Objective | None = None
         self._compiled: Any = None
-        self.flops: float | None = None  # of one step over all devices, see `count_flops`
+        self.flops: float | None = None  # of one step over all devices, see `jaxpr_flops`
 
     def at(self, step: int, state: TrainState, batch: dict[str, jax.Array]) -> Any:
         """The step function for update number `step` (from 0)."""
         stage = self._program.objective.stage(step / self._program.total_steps)
         if stage is not self._stage:
-            self._compiled = self._program.jitted_step(stage).lower(state, batch).compile()
+            traced = self._program.jitted_step(stage).trace(state, batch)
+            self._compiled = traced.lower().compile()
             self._stage = stage
-            self.flops = count_flops(self._program.step_function(stage), state, batch)
+            self.flops = jaxpr_flops(traced.jaxpr)
         return self._compiled
 
 
