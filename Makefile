@@ -31,7 +31,7 @@ test-reliability: $(STAMP)-test ## kills, damage, full disks, hostile files
 # Steps allocate gigabytes: in huge pages that costs a tenth of the step less (docs/benchmarks.md).
 bench: $(STAMP)-test ## a CPU step of MAE ViT-B/16 beside PyTorch's (docs/benchmarks.md)
 	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 JAX_PLATFORMS=cpu \
-	    $(BIN)/python tools/benchmark.py --batch_sizes=8 --windows=3 --seconds=6
+	    $(BIN)/python tools/benchmark.py --batch_sizes=8 --windows=3 --seconds=6 --config.compute.scan=False
 
 lint: $(STAMP)-test ## ruff check and ruff format --check
 	@$(BIN)/ruff check --quiet .

@@ -2,7 +2,8 @@
 
     python tools/growth.py [--name=mae_vit_b16_in1k] [--out=docs/images/growth.png] [--config.model.width=384 ...]
 
-Each point is the fastest of `--repeats` steps. A line through the first point shows what proportional growth would be.
+Each point is the fastest of `--repeats` steps. The dashed line is what the work counted from the shapes predicts: the
+FLOPs of each point at the first point's rate.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from absl import flags
 
 import mim_jax
 from mim_jax.cli import apply_overrides, run_main
+from mim_jax.training.flops import count_flops
 from mim_jax.training.program import Program
 from mim_jax.training.sharding import make_mesh, put_batch
 
@@ -32,8 +34,8 @@ SERIES = {
 }
 
 
-def step_seconds(name: str, overrides: dict, changes: dict, repeats: int) -> float:
-    """The fastest of a few steps of a config with changes."""
+def step_cost(name: str, overrides: dict, changes: dict, repeats: int) -> tuple[float, float]:
+    """Seconds of the fastest of a few steps of a config with changes, and the FLOPs of a step."""
     config = mim_jax.load_config(str(ROOT / "configs" / f"{name}.py"), {"batch_size": 4, "accumulation_steps": 1})
     config = apply_overrides(config, overrides)
     for key, value in changes.items():
@@ -43,6 +45,7 @@ def step_seconds(name: str, overrides: dict, changes: dict, repeats: int) -> flo
     spec = program.objective.batch_spec(config.batch_size)
     batch = put_batch({key: rng.normal(size=s.shape).astype(s.dtype) for key, s in spec.items()}, program.mesh)
     state = program.fresh_state()
+    flops = count_flops(program.step_function(), state, batch)
     step = program.jitted_step()
     best = float("inf")
     for _ in range(repeats + 1):  # the first one compiles
@@ -50,7 +53,7 @@ def step_seconds(name: str, overrides: dict, changes: dict, repeats: int) -> flo
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
         best = min(best, time.perf_counter() - start)
-    return best
+    return best, flops
 
 
 def define_flags() -> None:
@@ -66,17 +69,24 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
     figure, axes = plt.subplots(1, len(SERIES), figsize=(12, 3.6), layout="constrained")
     measured = {}
     for axis, (label, (key, values)) in zip(axes, SERIES.items(), strict=True):
-        seconds = [step_seconds(given.name, overrides, {key: value}, given.repeats) for value in values]
-        measured[key] = dict(zip(values, seconds, strict=True))
-        print(label, "  ".join(f"{value}: {second:.3f} s" for value, second in measured[key].items()), flush=True)
+        costs = [step_cost(given.name, overrides, {key: value}, given.repeats) for value in values]
+        seconds, flops = zip(*costs, strict=True)
+        predicted = [seconds[0] * work / flops[0] for work in flops]
+        measured[key] = [
+            {"value": value, "seconds": second, "predicted": guess, "flops": work}
+            for value, second, guess, work in zip(values, seconds, predicted, flops, strict=True)
+        ]
+        print(label)
+        for row in measured[key]:
+            print(f"  {row['value']:>6}  {row['seconds']:7.3f} s, {row['predicted']:7.3f} s by FLOPs", flush=True)
         sizes = [1 - value for value in values] if key == "mask_ratio" else list(values)
         axis.plot(sizes, seconds, "o-", label="measured")
-        axis.plot(sizes, [seconds[0] * size / sizes[0] for size in sizes], "--", color="0.6", label="proportional")
+        axis.plot(sizes, predicted, "--", color="0.6", label="by FLOPs")
         axis.set(xlabel=label.replace("hidden", "kept"), ylabel="seconds per step", ylim=(0, None), xlim=(0, None))
     axes[0].legend(frameon=False)
     out = pathlib.Path(given.out)
     figure.savefig(out, dpi=120)
-    out.with_suffix(".json").write_text(json.dumps({"config": given.name, "seconds": measured}, indent=1) + "\n")
+    out.with_suffix(".json").write_text(json.dumps({"config": given.name, "series": measured}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -63,12 +63,13 @@ class Compute:
 
     @property
     def scans(self) -> bool:
-        """Whether blocks are scanned.
-
-        XLA:CPU fuses the sums of an unrolled residual stream into everything that reads it, so that every layer adds up
-        the branches of all layers before it once more, on one core: a third of a ViT-B's step.
-        """
+        """Whether blocks are scanned: on CPUs unrolled ones save 5 % of a ViT-B's step, and compile twice as long."""
         return jax.default_backend() == "cpu" if self.scan is None else self.scan
+
+    @property
+    def materializes(self) -> bool:
+        """Whether each block's output is kept from being fused into all later blocks (`layers.materialize`)."""
+        return jax.default_backend() == "cpu" and not self.scans
 
     @property
     def remat_policy(self) -> Callable[..., Any] | None:

@@ -68,6 +68,7 @@ class Program:
             steps_per_epoch=self.length.steps_per_epoch,
             accumulation_steps=self.config.accumulation_steps,
             spike_factor=self.config.spike_factor,
+            log_every=self.length.steps(self.config.log.every, "log.every"),
         )
 
     def jitted_step(self, stage: Objective | None = None, *, donate: bool = True) -> Any:

@@ -29,14 +29,19 @@ def make_train_step(
     steps_per_epoch: float,
     accumulation_steps: int = 1,
     spike_factor: float | None = None,
+    log_every: int = 1,
 ) -> StepFunction:
     """The training step: loss and gradients, optimiser, the objective's own update.
 
     An update whose loss or gradient norm is not finite, or whose gradient norm exceeds `spike_factor` times its running
     mean, leaves variables and optimiser state as they are, and counts. Metrics are float32 scalars:
     `loss`, `terms/*`, `metrics/*`, `lr`, `weight_decay`, `grad_norm`, `update_norm`, `param_norm`, `skipped`, and for
-    the loop `finite`, `spike`, `typical_grad_norm` and `consecutive_skipped`.
+    the loop `finite`, `spike`, `typical_grad_norm` and `consecutive_skipped`. `update_norm` and `param_norm` are NaN
+    after updates that are not logged, which are those whose number from 1 neither `log_every` divides nor is the last.
     """
+
+    def logged(number: jax.Array) -> jax.Array | bool:
+        return log_every == 1 or (number % log_every == 0) | (number == total_steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         clock = Clock.at(state.step, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
@@ -54,14 +59,20 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         spike = finite & _is_spike(state, grad_norm, spike_factor)
         new = _next_state(state, variables, opt_state, grad_norm, finite & ~spike)
+        norms = _norms_if(
+            logged(state.step + 1),
+            lambda: {
+                "update_norm": optimizer.update(grads, state.opt_state, params, step=state.step)[0],
+                "param_norm": params,
+            },
+        )
         metrics = {
             "loss": loss,
             **scalars,
             "lr": rates.learning_rate(state.step),
             "weight_decay": rates.weight_decay(state.step),
             "grad_norm": grad_norm,
-            "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(params),
+            **norms,
             "finite": finite,
             "spike": spike,
             "typical_grad_norm": state.typical_grad_norm,
@@ -71,6 +82,22 @@ def make_train_step(
         return new, metrics
 
     return train_step
+
+
+def _norms_if(wanted: jax.Array | bool, make_trees: Callable[[], dict[str, Any]]) -> Metrics:
+    """The norms of the trees, or NaN.
+
+    To apply an update, the compiler computes it on the way; its norm would have it written to memory and read again,
+    with that of the parameters a twentieth of a ViT-B's step on a CPU. So the logged ones are computed twice.
+    """
+
+    def norms() -> Metrics:
+        return {name: optax.tree.norm(tree) for name, tree in make_trees().items()}
+
+    if wanted is True:
+        return norms()
+    shapes = jax.eval_shape(norms)
+    return jax.lax.cond(wanted, norms, lambda: jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes))
 
 
 def _is_spike(state: TrainState, grad_norm: jax.Array, spike_factor: float | None) -> jax.Array:

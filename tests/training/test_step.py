@@ -41,6 +41,19 @@ def test_metrics_are_complete(run):
     assert rows[0]["finite"] == 1.0
 
 
+def test_norms_are_those_of_logged_updates_and_the_last():
+    every = TinyRun(tiny_config("mae"), single_device_mesh())
+    some = TinyRun(tiny_config("mae", {"log.every": "3 steps"}), single_device_mesh())
+    state, all_rows = every.train(8)
+    same, some_rows = some.train(8)
+    for number, (all_row, row) in enumerate(zip(all_rows, some_rows, strict=True), start=1):
+        for name in ("update_norm", "param_norm"):
+            assert np.isfinite(all_row[name])
+            expected = all_row[name] if number in (3, 6, 8) else np.nan
+            np.testing.assert_allclose(row[name], expected, rtol=1e-6, err_msg=f"{name} of update {number}")
+    jax.tree.map(np.testing.assert_array_equal, same.variables, state.variables)
+
+
 def test_a_non_finite_batch_changes_nothing_but_the_counters(run):
     state = run.fresh_state()
     batch = run.batch()
