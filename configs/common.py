@@ -45,3 +45,22 @@ def watch_fashion_mnist(config: ConfigDict, tasks: tuple[str, ...]) -> None:
     config.evaluation.tasks = tasks
     config.evaluation.batch_size = 500
     config.evaluation.knn.max_train_examples = 20_000
+
+
+def view_pairs(config: ConfigDict, source: str) -> None:
+    """CroCo's pairs of 256x256 pixels: windows of 224, colours changed, each picture by itself; nothing is mirrored."""
+    config.data.source = source
+    config.data.views = "pairs"
+    config.data.crop = "window"
+    config.data.crop_resize = 256
+    config.data.crop_padding = 0
+    config.data.flip = False
+    config.data.color_jitter = (0.4, 0.4, 0.4, 0.0)
+
+
+def watch_pairs(config: ConfigDict) -> None:
+    """Follows a long run on pairs, which have no labels, by pictures."""
+    config.log.every = "100 steps"
+    config.checkpoint.every = "5 epochs"
+    config.evaluation.every = "25 epochs"
+    config.evaluation.tasks = ("reconstruct",)

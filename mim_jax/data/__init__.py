@@ -8,3 +8,4 @@ from mim_jax.data.info import data_info as data_info
 from mim_jax.data.normalization import denormalize as denormalize
 from mim_jax.data.normalization import normalization as normalization
 from mim_jax.data.prefetch import prefetch as prefetch
+from mim_jax.data.views import check_views as check_views

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,7 +14,8 @@ from mim_jax.data.loading import ArrayLoader, Batch, EncodedLoader, Loader, Repl
 from mim_jax.data.order import TrainOrder, local_slice
 from mim_jax.data.pool import PooledBatches, Request, num_workers
 from mim_jax.data.sources import Examples, eval_split, open_dataset, open_examples
-from mim_jax.data.transform import Transform, eval_transform, train_transform
+from mim_jax.data.transform import eval_transform
+from mim_jax.data.views import BatchView, single_view, train_views
 from mim_jax.errors import ConfigError, DataError
 
 
@@ -27,8 +28,8 @@ def train_batches(
     number of processes. Each epoch shows every example once. An unreadable image is replaced by another of its epoch.
 
     Returns:
-      `image` float32 `[b, H, W, C]`, normalised, and `label` int32 `[b]` where the data is labelled, with
-      b = `config.batch_size / process_count`.
+      `image` float32 `[b, H, W, C]`, normalised, `view2` of the same form where `config.data.views` asks for two views,
+      and `label` int32 `[b]` where the data is labelled, with b = `config.batch_size / process_count`.
 
     Raises:
       ConfigError: a setting is impossible or does not fit the data. This and the next are raised by the call itself.
@@ -44,16 +45,16 @@ def train_batches(
         raise DataError(
             f"{examples.name} has {len(examples)} images, fewer than batch_size {config.batch_size}; lower batch_size."
         )
-    transform = train_transform(config, examples)
+    views = train_views(config, examples)
     order = TrainOrder(config.seed, len(examples), config.batch_size)
     bad = BadImages(config.data.max_bad_fraction, len(examples))
-    loader = _loader(examples, transform, bad, order.replacement)
+    loader = _loader(examples, views, bad, order.replacement)
     labelled = _labelled(examples)
 
     def requests() -> Iterator[Request]:
         for step in itertools.count(start_step):
             positions = order.positions(step, offset, length)
-            yield positions, order.indices(positions), _allocate(length, transform, labelled)
+            yield positions, order.indices(positions), _allocate(length, views, labelled)
 
     return PooledBatches(requests(), loader, num_workers(config.data.num_workers), config.data.prefetch)
 
@@ -64,6 +65,7 @@ def eval_batches(
     *,
     batch_size: int,
     indices: np.ndarray | None = None,
+    training_views: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -71,7 +73,8 @@ def eval_batches(
 
     Over all processes every example appears exactly once; all processes yield the same number of batches, and the last
     ones are padded with zeros. `split` defaults to `config.data.eval_split`; `batch_size` is global. With `indices [n]`
-    the pass is over those examples alone, in that order; no others are read.
+    the pass is over those examples alone, in that order; no others are read. With `training_views` they are shown as in
+    training, `view2` included, each always in the same way.
 
     Returns:
       `image` and `label` as in `train_batches`, `valid` bool `[b]`, false for padding and unreadable images, and
@@ -86,19 +89,20 @@ def eval_batches(
         raise DataError(f"{config.data.source} has no split to evaluate on; set data.eval_split.")
     examples = open_examples(config, split)
     offset, length = local_slice(batch_size, process_index, process_count)
-    transform = eval_transform(config, examples)
+    views = train_views(config, examples) if training_views else single_view(eval_transform(config, examples))
     chosen = np.arange(len(examples), dtype=np.int64) if indices is None else np.asarray(indices, np.int64)
     if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(examples):
         raise DataError(f"indices run from {chosen.min()} to {chosen.max()}, but {examples.name} has {len(examples)}.")
     bad = BadImages(config.data.max_bad_fraction, len(chosen))
-    loader = _loader(examples, transform, bad, None)
+    loader = _loader(examples, views, bad, None)
     labelled = _labelled(examples)
 
     def requests() -> Iterator[Request]:
         for first in range(offset, len(chosen) + offset, batch_size):
             local = chosen[first : first + length]
-            out = _allocate(length, transform, labelled)
-            out["image"][len(local) :] = 0.0
+            out = _allocate(length, views, labelled)
+            for view in views:
+                out[view.name][len(local) :] = 0.0
             out["valid"] = np.arange(length) < len(local)
             out["index"] = np.full(length, -1, np.int64)
             out["index"][: len(local)] = local
@@ -108,10 +112,10 @@ def eval_batches(
     return PooledBatches(requests(), loader, workers, config.data.prefetch, at_end=bad.check)
 
 
-def _loader(examples: Examples, transform: Transform, bad: BadImages, replace: Replace | None) -> Loader:
+def _loader(examples: Examples, views: Sequence[BatchView], bad: BadImages, replace: Replace | None) -> Loader:
     if hasattr(examples, "gather"):
-        return ArrayLoader(examples, transform)
-    return EncodedLoader(examples, transform, bad, replace)
+        return ArrayLoader(examples, views)
+    return EncodedLoader(examples, views, bad, replace)
 
 
 def _labelled(examples: Examples) -> bool:
@@ -119,8 +123,10 @@ def _labelled(examples: Examples) -> bool:
     return examples.num_classes is not None if labelled is None else labelled
 
 
-def _allocate(length: int, transform: Transform, labelled: bool) -> Batch:
-    out = {"image": np.empty((length, *transform.size, transform.channels), np.float32)}
+def _allocate(length: int, views: Sequence[BatchView], labelled: bool) -> Batch:
+    # A view made of another one has its form.
+    transform = next(view.transform for view in views if view.transform is not None)
+    out = {view.name: np.empty((length, *transform.size, transform.channels), np.float32) for view in views}
     if labelled:
         out["label"] = np.zeros(length, np.int32)
     return out

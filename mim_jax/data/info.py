@@ -10,6 +10,7 @@ from mim_jax.data.config import check_config
 from mim_jax.data.normalization import normalization
 from mim_jax.data.sources import eval_split, open_dataset, summarize
 from mim_jax.data.transform import check_fit
+from mim_jax.data.views import check_pairs
 from mim_jax.errors import DataError
 
 
@@ -39,6 +40,7 @@ def data_info(config: ConfigDict) -> DataInfo:
     if len(train) == 0:
         raise DataError(f"{train.name} has no examples; choose another data.train_split.")
     check_fit(config, train)
+    check_pairs(config, train)
     evaluation = eval_split(config, dataset)
     num_eval = 0
     if evaluation is not None:

@@ -91,7 +91,7 @@ def decode_view(
     bottom, right = min(bottom, math.ceil(view.box[2]) + reach_y), min(right, math.ceil(view.box[3]) + reach_x)
     pixels = _decode_region(data, header, (top, left, bottom, right), channels)
     box = (view.box[0] - top, view.box[1] - left, view.box[2] - top, view.box[3] - left)
-    return pixels, View(box, (0, 0, bottom - top, right - left))
+    return pixels, View(box, (0, 0, bottom - top, right - left), view.shift)
 
 
 def _decode_region(data: bytes, header: JpegHeader, region: tuple[int, int, int, int], channels: int) -> np.ndarray:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from mim_jax.data import geometry
 from mim_jax.data.bad_images import BadImages
 from mim_jax.data.decode import UnreadableImageError, decode_resized
-from mim_jax.data.geometry import View, whole
 from mim_jax.data.resize import resize_batch, resize_image
 from mim_jax.data.sources import ArrayExamples, EncodedExamples
 from mim_jax.data.transform import Transform
+from mim_jax.data.views import EXAMPLE, PARTNER, BatchView
 from mim_jax.errors import DataError
 
 Batch = dict[str, np.ndarray]
@@ -36,31 +37,22 @@ class Loader(Protocol):
 class ArrayLoader:
     """Examples in memory."""
 
-    def __init__(self, examples: ArrayExamples, transform: Transform):
-        self._examples, self._transform = examples, transform
-        self._small = examples.image_shape[0] * examples.image_shape[1] <= SMALL_IMAGE
-        self.chunk = 256 if self._small else 8
+    def __init__(self, examples: ArrayExamples, views: Sequence[BatchView]):
+        self._examples, self._views = examples, views
+        self.chunk = 256 if _is_small(examples.image_shape) else 8
 
     def fill(self, positions: np.ndarray, indices: np.ndarray, out: Batch) -> None:
         """See `Loader`."""
-        transform = self._transform
         pixels, labels = self._examples.gather(indices)
         if "label" in out:
             out["label"][:] = labels
-        height, width = pixels.shape[1:3]
-        draws = transform.draws(positions)
-        rows = [None] * len(positions) if draws is None else draws.tolist()
-        views = [transform.view(height, width, row) for row in rows]
-        if (height, width) != transform.size or any(view != whole(height, width) for view in views):
-            pixels = self._resize(pixels, views)
-        transform.finish(pixels, positions, out["image"])
-
-    def _resize(self, pixels: np.ndarray, views: list[View]) -> np.ndarray:
-        size, interpolation = self._transform.size, self._transform.interpolation
-        if self._small:
-            return resize_batch(pixels, views, size, interpolation)
-        resized = [resize_image(image, view, size, interpolation) for image, view in zip(pixels, views, strict=True)]
-        return np.stack(resized)
+        pictures = {EXAMPLE: pixels}
+        if any(view.of == PARTNER for view in self._views):
+            pictures[PARTNER], _ = self._examples.partners.gather(indices)
+        for view in self._views:
+            if view.transform is not None:
+                pictures[view.name] = cut_batch(pictures[view.of], view.transform, positions)
+        finish_views(self._views, pictures, positions, out)
 
 
 class EncodedLoader:
@@ -68,62 +60,78 @@ class EncodedLoader:
 
     chunk = 8
 
-    def __init__(self, examples: EncodedExamples, transform: Transform, bad: BadImages, replace: Replace | None):
-        self._examples, self._transform = examples, transform
+    def __init__(self, examples: EncodedExamples, views: Sequence[BatchView], bad: BadImages, replace: Replace | None):
+        self._examples, self._views = examples, views
         self._bad, self._replace = bad, replace
+        # What is cut out of a file; views of views follow when all files are decoded.
+        self._decoded = [view for view in views if view.of in (EXAMPLE, PARTNER)]
+        self._sources = {EXAMPLE: examples}
+        if any(view.of == PARTNER for view in views):
+            self._sources[PARTNER] = examples.partners
 
     def fill(self, positions: np.ndarray, indices: np.ndarray, out: Batch) -> None:
         """See `Loader`."""
-        transform = self._transform
-        pixels = np.zeros((len(positions), *transform.size, transform.channels), np.uint8)
-        draws = transform.draws(positions)
-        records = self._examples.read(indices.tolist())
+        pictures, draws = {}, {}
+        for name, _, transform in self._decoded:
+            pictures[name] = np.zeros((len(positions), *transform.size, transform.channels), np.uint8)
+            draws[name] = transform.draws(positions)
+        records = self._read(indices.tolist())
         unreadable = []
         for slot, (position, record) in enumerate(zip(positions.tolist(), records, strict=True)):
-            row = None if draws is None else draws[slot].tolist()
-            label = self._load(position, int(indices[slot]), record, row, pixels[slot])
+            rows = {name: None if found is None else found[slot].tolist() for name, found in draws.items()}
+            label = self._load(position, int(indices[slot]), record, rows, {n: p[slot] for n, p in pictures.items()})
             if label is None:
                 unreadable.append(slot)
             elif "label" in out:
                 out["label"][slot] = label
-        transform.finish(pixels, positions, out["image"])
+        for view in self._views:
+            if view.name not in pictures and view.transform is not None:
+                pictures[view.name] = cut_batch(pictures[view.of], view.transform, positions)
+        finish_views(self._views, pictures, positions, out)
         for slot in unreadable:
-            out["image"][slot] = 0.0
+            for view in self._views:
+                out[view.name][slot] = 0.0
             out["valid"][slot] = False
+
+    def _read(self, indices: list[int]) -> list[dict[str, tuple[bytes, int | None]]]:
+        """The files of each example, by source, with its label."""
+        found = {name: self._sources[name].read(indices) for name in self._sources}
+        return (dict(zip(found, record, strict=True)) for record in zip(*found.values(), strict=True))
 
     def _load(
         self,
         position: int,
         index: int,
-        record: tuple[bytes, int | None],
-        draws: list[float] | None,
-        out: np.ndarray,
+        record: dict[str, tuple[bytes, int | None]],
+        draws: dict[str, list[float] | None],
+        out: dict[str, np.ndarray],
     ) -> int | None:
         """Decodes one example into `out`; its label (-1: unlabelled), or None if unreadable and not replaced."""
         for attempt in range(MAX_REPLACEMENTS):
-            data, label = record
-            try:
-                out[:] = self._decode(data, draws)
-            except UnreadableImageError as error:
-                self._bad.bad(self._examples.describe(index), str(error))
-            else:
+            if self._decode(index, record, draws, out):
                 self._bad.good()
-                return self._check_label(label, index)
+                return self._check_label(record[EXAMPLE][1], index)
             if self._replace is None:
                 return None
             index = self._replace(position, attempt)
-            (record,) = self._examples.read([index])
+            (record,) = self._read([index])
         self._bad.fail()
 
-    def _decode(self, data: bytes, draws: list[float] | None) -> np.ndarray:
-        transform = self._transform
-        return decode_resized(
-            data,
-            lambda height, width: transform.view(height, width, draws),
-            transform.size,
-            transform.channels,
-            transform.interpolation,
-        )
+    def _decode(
+        self,
+        index: int,
+        record: dict[str, tuple[bytes, int | None]],
+        draws: dict[str, list[float] | None],
+        out: dict[str, np.ndarray],
+    ) -> bool:
+        """Whether all files of an example could be decoded."""
+        for name, source, transform in self._decoded:
+            try:
+                out[name][:] = _decode_cut(record[source][0], transform, draws[name])
+            except UnreadableImageError as error:
+                self._bad.bad(self._sources[source].describe(index), str(error))
+                return False
+        return True
 
     def _check_label(self, label: int | None, index: int) -> int:
         if label is None:
@@ -135,3 +143,45 @@ class EncodedLoader:
                 "split."
             )
         return label
+
+
+def _decode_cut(data: bytes, transform: Transform, draws: list[float] | None) -> np.ndarray:
+    return decode_resized(
+        data,
+        lambda height, width: transform.view(height, width, draws),
+        transform.size,
+        transform.channels,
+        transform.interpolation,
+    )
+
+
+def cut_batch(pixels: np.ndarray, transform: Transform, positions: np.ndarray) -> np.ndarray:
+    """What `transform` shows of `pixels [n, H, W, C]` at `positions [n]`, resized; `pixels` itself if all of it."""
+    height, width = pixels.shape[1:3]
+    draws = transform.draws(positions)
+    rows = [None] * len(positions) if draws is None else draws.tolist()
+    views = [transform.view(height, width, row) for row in rows]
+    if (height, width) == transform.size and all(view == geometry.whole(height, width) for view in views):
+        return pixels
+    size, interpolation = transform.size, transform.interpolation
+    if _is_small(pixels.shape[1:]):
+        return resize_batch(pixels, views, size, interpolation)
+    resized = [resize_image(image, view, size, interpolation) for image, view in zip(pixels, views, strict=True)]
+    return np.stack(resized)
+
+
+def finish_views(views: Sequence[BatchView], pictures: Batch, positions: np.ndarray, out: Batch) -> None:
+    """Flips, augments and normalises the cut `pictures [n, H, W, C]`, by view, into the arrays of `out`."""
+    for number, (name, of, transform) in enumerate(views):
+        if transform is None:
+            out[name][:] = out[of]
+            continue
+        pixels = pictures[name]
+        # It is flipped in place, and another view may be the same array.
+        if any(other is pixels for other in (pictures.get(later.name) for later in views[number + 1 :])):
+            pixels = pixels.copy()
+        transform.finish(pixels, positions, out[name])
+
+
+def _is_small(shape: tuple[int, ...]) -> bool:
+    return shape[0] * shape[1] <= SMALL_IMAGE

@@ -35,7 +35,7 @@ def resize_image(pixels: np.ndarray, view: View, size: tuple[int, int], interpol
     image = Image.fromarray(region[:, :, 0] if pixels.shape[2] == 1 else region)
     box = (view.box[1] - left, view.box[0] - top, view.box[3] - left, view.box[2] - top)
     resized = image.resize((size[1], size[0]), _PILLOW[interpolation], box=box)
-    return np.asarray(resized).reshape(size[0], size[1], pixels.shape[2])
+    return _shifted(np.asarray(resized).reshape(size[0], size[1], pixels.shape[2]), view.shift)
 
 
 def resize_batch(images: np.ndarray, views: Sequence[View], size: tuple[int, int], interpolation: str) -> np.ndarray:
@@ -58,7 +58,19 @@ def resize_batch(images: np.ndarray, views: Sequence[View], size: tuple[int, int
         result = np.matmul(tall.reshape(len(pixels), size[0] * channels, width), columns.transpose(0, 2, 1))
         result = result.reshape(-1, size[0], channels, size[1]).transpose(0, 1, 3, 2)
         out[part] = np.clip(np.rint(result), 0, 255) if images.dtype == np.uint8 else result
+    for slot, view in enumerate(views):
+        if view.shift != (0, 0):
+            out[slot] = _shifted(out[slot], view.shift)
     return out
+
+
+def _shifted(pixels: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
+    """`pixels [H, W, C]` from row and column `shift` on; beyond a border they are mirrored at its outermost pixel."""
+    if shift == (0, 0):
+        return pixels
+    rows, columns = (np.abs(np.arange(n) + by) for n, by in zip(pixels.shape[:2], shift, strict=True))
+    rows, columns = (np.minimum(i, 2 * (n - 1) - i) for i, n in zip((rows, columns), pixels.shape[:2], strict=True))
+    return pixels[rows[:, None], columns]
 
 
 def _weights(length: int, out_length: int, box: np.ndarray, region: np.ndarray, interpolation: str) -> np.ndarray:

@@ -24,6 +24,8 @@ class Stream(enum.IntEnum):
     RAND_AUGMENT = 4
     RANDOM_ERASING = 5
     SYNTHETIC = 6
+    SECOND_VIEW = 7
+    COLOR = 8
 
 
 def mix64(x: np.ndarray) -> np.ndarray:
@@ -45,6 +47,11 @@ def uniforms(seed: int, stream: Stream, positions: np.ndarray, count: int) -> np
     counter = np.arange(1, count + 1, dtype=np.uint64)[None, :] * _GOLDEN_GAMMA
     bits = mix64(keys(seed, stream, positions)[:, None] + counter)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def second_seed(seed: int) -> int:
+    """The seed of an example's second view, whose random choices are independent of those of the first."""
+    return int(keys(seed, Stream.SECOND_VIEW, np.zeros(1, np.int64))[0])
 
 
 def permute(seed: int, epochs: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:

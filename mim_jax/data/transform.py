@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
+from mim_jax.data import color, geometry
 from mim_jax.data import config as data_config
-from mim_jax.data import geometry
+from mim_jax.data.color import ColorDistortion
 from mim_jax.data.geometry import View
 from mim_jax.data.normalization import normalization, normalize_pixels
 from mim_jax.data.rand_augment import RandAugment
@@ -29,19 +30,22 @@ class Transform:
     crop: str  # a value of data.crop in training; "center", "resize" or "none" in evaluation
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
-    resize_to: int
+    crop_padding: int  # of a window
+    resize_to: int  # short side of the picture out of which a window or a centre crop is cut
     interpolation: str
     flip: bool
+    color: ColorDistortion | None
     rand_augment: RandAugment | None
     random_erasing: float
     mean: np.ndarray
     std: np.ndarray
 
     def draws(self, positions: np.ndarray) -> np.ndarray | None:
-        """Uniform numbers for the crops at `positions [n]`: float64 `[n, 40]`, or None where crops are not random."""
-        if self.crop != "random_resized":
+        """Uniform numbers for the crops at `positions [n]`: float64 `[n, 40 or 2]`, None where crops are not random."""
+        counts = {"random_resized": geometry.CROP_DRAWS, "window": geometry.WINDOW_DRAWS}
+        if self.crop not in counts:
             return None
-        return uniforms(self.seed, Stream.CROP, positions, geometry.CROP_DRAWS)
+        return uniforms(self.seed, Stream.CROP, positions, counts[self.crop])
 
     def view(self, height: int, width: int, draws: Sequence[float] | None) -> View:
         """What to show of a picture of `height` x `width`.
@@ -51,6 +55,8 @@ class Transform:
         """
         if self.crop == "random_resized":
             return geometry.random_resized_crop(height, width, draws, self.crop_scale, self.crop_ratio)
+        if self.crop == "window":
+            return geometry.random_window(height, width, draws, self.size, self.resize_to, self.crop_padding)
         if self.crop == "center":
             return geometry.center_crop(height, width, self.size, self.resize_to)
         if self.crop == "none" and (height, width) != self.size:
@@ -71,6 +77,10 @@ class Transform:
         if self.rand_augment is not None:
             draws = uniforms(self.seed, Stream.RAND_AUGMENT, positions, self.rand_augment.num_draws)
             pixels = np.stack([self.rand_augment(image, row) for image, row in zip(pixels, draws, strict=True)])
+        if self.color is not None:
+            draws = uniforms(self.seed, Stream.COLOR, positions, color.NUM_DRAWS)
+            rows = zip(pixels, draws.tolist(), strict=True)
+            pixels = np.stack([self.color(image, row) for image, row in rows])
         normalize_pixels(np.ascontiguousarray(pixels), self.mean, self.std, out)
         if self.random_erasing > 0:
             erase_boxes(out, self.seed, positions, self.random_erasing)
@@ -84,12 +94,21 @@ def train_transform(config: ConfigDict, examples: Examples) -> Transform:
     if data.rand_augment:
         mean, _ = normalization(config)
         augment = RandAugment(data.rand_augment, tuple(round(255 * float(value)) for value in mean), data.interpolation)
-        if getattr(examples, "dtype", np.uint8) != np.uint8 or config.channels not in (1, 3):
-            raise ConfigError(
-                f"data.rand_augment needs 8-bit images of 1 or 3 channels, but {examples.name} is read as "
-                f"{config.channels} channels of {getattr(examples, 'dtype', 'uint8')}; set data.rand_augment to None."
-            )
-    return _transform(config, data.crop, flip=data.flip, rand_augment=augment, random_erasing=data.random_erasing)
+        _check_bytes(config, examples, "rand_augment", "None")
+    distortion = None
+    if data.color_jitter is not None or data.three_augment:
+        jitter = None if data.color_jitter is None else tuple(map(float, data.color_jitter))
+        distortion = ColorDistortion(jitter, data.color_jitter_probability, data.three_augment)
+        _check_bytes(config, examples, *(("three_augment", "False") if jitter is None else ("color_jitter", "None")))
+    return _transform(
+        config,
+        data.crop,
+        resize_to=data_config.window_resize(config),
+        flip=data.flip,
+        rand_augment=augment,
+        color=distortion,
+        random_erasing=data.random_erasing,
+    )
 
 
 def eval_transform(config: ConfigDict, examples: Examples) -> Transform:
@@ -98,7 +117,8 @@ def eval_transform(config: ConfigDict, examples: Examples) -> Transform:
     shape = examples.image_shape
     native = shape is not None and shape[:2] == data_config.image_hw(config.image_size)
     crop = "none" if native and config.data.eval_resize is None else config.data.eval_crop
-    return _transform(config, crop, flip=False, rand_augment=None, random_erasing=0.0)
+    resize_to = data_config.eval_resize(config)
+    return _transform(config, crop, resize_to=resize_to, flip=False, rand_augment=None, color=None, random_erasing=0.0)
 
 
 def check_fit(config: ConfigDict, examples: Examples) -> None:
@@ -109,6 +129,16 @@ def check_fit(config: ConfigDict, examples: Examples) -> None:
         raise ConfigError(
             f"data.crop is 'none', but image_size is {size[0]}x{size[1]} and the images of {examples.name} are "
             f"{shape[0]}x{shape[1]}; set image_size to theirs or data.crop to 'random_resized' or 'resize'."
+        )
+
+
+def _check_bytes(config: ConfigDict, examples: Examples, key: str, off: str) -> None:
+    """Raises ConfigError unless the images are of the kind Pillow's operations work on."""
+    dtype = getattr(examples, "dtype", np.uint8)
+    if dtype != np.uint8 or config.channels not in (1, 3):
+        raise ConfigError(
+            f"data.{key} needs 8-bit images of 1 or 3 channels, but {examples.name} is read as {config.channels} "
+            f"channels of {np.dtype(dtype)}; set data.{key} to {off}."
         )
 
 
@@ -128,7 +158,7 @@ def _check_channels(config: ConfigDict, examples: Examples) -> None:
         )
 
 
-def _transform(config: ConfigDict, crop: str, **random: object) -> Transform:
+def _transform(config: ConfigDict, crop: str, **options: object) -> Transform:
     mean, std = normalization(config)
     return Transform(
         size=data_config.image_hw(config.image_size),
@@ -137,9 +167,9 @@ def _transform(config: ConfigDict, crop: str, **random: object) -> Transform:
         crop=crop,
         crop_scale=tuple(config.data.crop_scale),
         crop_ratio=tuple(config.data.crop_ratio),
-        resize_to=data_config.eval_resize(config),
+        crop_padding=config.data.crop_padding,
         interpolation=config.data.interpolation,
         mean=mean,
         std=std,
-        **random,
+        **options,
     )

@@ -91,9 +91,17 @@ class Bench:
         )
 
     def examples(self, split: str, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples numbered `indices [n]` as one batch, whole on every process, in that order."""
-        size = len(indices)
-        (batch,) = data.eval_batches(self.config, self._stored_split(split), indices=indices, batch_size=size)
+        """The examples numbered `indices [n]` as one batch, whole on every process, in that order.
+
+        An objective that reads two views of each example gets views as in training.
+        """
+        (batch,) = data.eval_batches(
+            self.config,
+            self._stored_split(split),
+            indices=indices,
+            batch_size=len(indices),
+            training_views="view2" in self.objective.batch_spec(),
+        )
         return batch
 
     def _stored_split(self, split: str) -> str | None:

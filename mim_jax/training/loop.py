@@ -114,6 +114,8 @@ class Trainer:
             )
         self.program = Program(config, self.mesh, self.info.num_train_examples)
         self.objective = self.program.objective
+        if batches is None:
+            data.check_views(config, self.objective.batch_spec())
         self.plan = Plan.from_config(config, self.program.length)
         self.guard = Guard(config, self.workdir, self.info.num_train_examples)
         minutes = None if in_notebook() else config.watchdog_minutes

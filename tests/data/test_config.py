@@ -14,7 +14,7 @@ def test_the_defaults_are_possible():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(crop="center"), "data.crop is 'center'; choose one of 'random_resized', 'resize', 'none'"),
+        (dict(crop="center"), "data.crop is 'center'; choose one of 'random_resized', 'window', 'resize', 'none'"),
         (dict(eval_crop="five"), "data.eval_crop is 'five'; choose one of 'center', 'resize'"),
         (dict(interpolation="cubic"), "data.interpolation is 'cubic'; choose one of 'bicubic', 'bilinear'"),
         (dict(crop_scale=(0.5, 0.2)), r"data.crop_scale is \(0.5, 0.2\)"),

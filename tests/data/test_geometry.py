@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mim_jax.data.geometry import CROP_DRAWS, View, center_crop, random_resized_crop, whole
+from mim_jax.data.geometry import CROP_DRAWS, View, center_crop, random_resized_crop, random_window, whole
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
@@ -77,3 +77,36 @@ def test_center_crop_stays_inside_any_image():
 
 def test_whole_is_whole():
     assert whole(2, 3) == View((0.0, 0.0, 2.0, 3.0), (0, 0, 2, 3))
+
+
+class TestRandomWindow:
+    """torchvision's Resize, then RandomCrop with reflected padding."""
+
+    @staticmethod
+    def pictures(draws, padding):
+        """What is shown of a photograph, by us and by Pillow and NumPy step by step."""
+        from PIL import Image
+
+        from mim_jax.data.resize import resize_batch, resize_image
+        from tests.data.make import photo
+
+        view = random_window(120, 160, draws, (56, 56), 64, padding)
+        ours = resize_image(photo(), view, (56, 56), "bicubic")
+        batched = resize_batch(photo()[None], [view], (56, 56), "bicubic")[0]
+        assert np.abs(ours.astype(int) - batched).max() <= 1
+        resized = np.asarray(Image.fromarray(photo()).resize((85, 64), Image.Resampling.BICUBIC))
+        padded = np.pad(resized, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
+        top, left = (int(u * (n + 2 * padding - 56 + 1)) for u, n in zip(draws, (64, 85), strict=True))
+        return ours.astype(int), padded[top : top + 56, left : left + 56]
+
+    @pytest.mark.parametrize("padding", [0, 4])
+    @pytest.mark.parametrize("draws", [(0.0, 0.0), (0.5, 0.3), (0.99, 0.99), (0.02, 0.999)])
+    def test_it_is_what_resizing_padding_and_cutting_shows(self, draws, padding):
+        ours, expected = self.pictures(draws, padding)
+        assert np.abs(ours - expected).max() <= 1
+
+    def test_every_offset_is_reached(self):
+        rng = np.random.default_rng(0)
+        views = [random_window(20, 20, rng.random(2).tolist(), (20, 20), 20, 2) for _ in range(300)]
+        assert {view.shift for view in views} == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
+        assert {view.box for view in views} == {(0.0, 0.0, 20.0, 20.0)}

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from mim_jax.data import jpeg
-from mim_jax.data.geometry import View, center_crop
+from mim_jax.data.decode import decode, decode_resized
+from mim_jax.data.geometry import View, center_crop, random_window
+from mim_jax.data.resize import resize_image
 from tests.data.make import encode, photo
 
 KINDS = {
@@ -71,6 +73,16 @@ def test_a_centre_crop_decodes_only_what_its_filter_reaches():
     assert pixels.shape[1] < 150
     top, left = round(view.box[0] - shifted.box[0]), round(view.box[1] - shifted.box[1])
     np.testing.assert_array_equal(pixels, whole[top : top + pixels.shape[0], left : left + pixels.shape[1]])
+
+
+@pytest.mark.parametrize("draws", [(0.0, 0.0), (0.99, 0.99), (0.4, 0.6)])
+def test_a_window_that_reaches_over_the_border_is_mirrored_all_the_same(draws):
+    data = encode(photo(120, 160), "JPEG", quality=85)
+    view = random_window(120, 160, draws, (56, 56), 60, 6)
+    expected = resize_image(decode(data, 3), view, (56, 56), "bicubic")
+    actual = decode_resized(data, lambda height, width: view, (56, 56), 3, "bicubic")
+    np.testing.assert_array_equal(actual, expected)
+    assert (view.shift != (0, 0)) == (draws != (0.4, 0.6))
 
 
 def test_a_grey_jpeg_gives_the_channels_asked_for():

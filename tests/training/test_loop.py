@@ -40,6 +40,13 @@ def test_a_run_leaves_its_config_metrics_and_checkpoints(finished):
     assert {"images_per_second", "step_seconds", "data_wait_share", "flops_per_second", "peak_share"} <= set(last)
 
 
+@pytest.mark.parametrize(("method", "views", "reads"), [("mae", "random", "one view"), ("cropmae", "one", "two views")])
+def test_views_that_the_method_does_not_read_are_refused_before_anything_is_compiled(method, views, reads, tmp_path):
+    with pytest.raises(ConfigError, match=f"{method} reads {reads} of each example, but data.views is '{views}'"):
+        Trainer(tiny_config(method, {"data.views": views}), tmp_path)
+    Trainer(tiny_config(method, {"data.views": views}), tmp_path, batches=iter)  # which brings whatever it likes
+
+
 def test_running_it_again_does_nothing(finished, caplog):
     before = (finished / "metrics.jsonl").read_text()
     with caplog.at_level(logging.INFO):

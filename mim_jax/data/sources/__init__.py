@@ -14,7 +14,7 @@ from mim_jax.data.sources.examples import Examples as Examples
 from mim_jax.errors import ConfigError, DataError
 
 _AUTOMATIC_EVAL_SPLITS = ("validation", "val", "valid", "test", "eval")
-_FORMS = "tfds:NAME, folder:DIR, npz:FILE, idx:DIR or synthetic:N"
+_FORMS = "tfds:NAME, folder:DIR, npz:FILE, idx:DIR, pairs:DIR or synthetic:N"
 
 
 class Dataset(Protocol):
@@ -115,6 +115,10 @@ def _dataset(
         from mim_jax.data.sources.folder import FolderDataset
 
         return FolderDataset(rest, train_split)
+    if scheme == "pairs":
+        from mim_jax.data.sources.pairs import PairsDataset
+
+        return PairsDataset(rest, train_split)
     if scheme in ("npz", "idx"):
         from mim_jax.data.sources.arrays import IdxDataset, NpzDataset
 

@@ -19,6 +19,7 @@ class Examples(Protocol):
     num_classes: int | None  # None: unlabelled, or not known without reading everything
     image_shape: tuple[int, int, int] | None  # (H, W, C) where all images share it
     fingerprint: str  # changes when the examples or their order do
+    # Where each example is a pair of pictures there is also `partners`, the examples that are the second ones.
 
     def __len__(self) -> int: ...
 

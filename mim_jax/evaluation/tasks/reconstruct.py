@@ -75,7 +75,7 @@ class Reconstruct(Task):
         """The chosen images, whole on every process, in the order they stand in the split."""
         if self._batch is None:
             batch = self.bench.examples(self.bench.viewing_split, self._chosen)
-            self._batch = {key: batch[key] for key in ("image", "label") if key in batch}
+            self._batch = {key: batch[key] for key in ("image", "view2", "label") if key in batch}
         return self._batch
 
     def _titles(self, batch: dict[str, np.ndarray]) -> list[str] | None:

@@ -78,3 +78,14 @@ def test_a_method_without_pictures_is_refused_before_training():
 def test_more_images_than_there_are_is_refused(mae):
     with pytest.raises(ConfigError, match="num_images is 101; the split has 100 images"):
         mae.evaluator(evaluation__tasks=("reconstruct",), evaluation__reconstruct__num_images=101)
+
+
+def test_a_method_that_reads_two_views_gets_those_of_training(tmp_path):
+    subject = make_subject("cropmae", mask_ratio=0.85)
+    evaluator = subject.evaluator(evaluation__reconstruct__num_images=4)
+    result = evaluator.evaluate(subject.variables, ("reconstruct",), step=0, out_dir=tmp_path)["reconstruct"]
+    chosen = np.array(result.details["images"])
+    (batch,) = data.eval_batches(subject.config, None, indices=chosen, batch_size=4, training_views=True)
+    images = data.denormalize(batch["image"], *data.normalization(subject.config))
+    original = cells(Image.open(result.files[0]), to_rgb(images), upscale_factor(16, 16))[:, 0]
+    np.testing.assert_array_equal(original, to_rgb(images))

@@ -1,0 +1,62 @@
+"""Colour distortions of self-supervised recipes: jitter, and DeiT III's choice of grey, solarised or blurred."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+NUM_DRAWS = 8
+_SOLARIZE_THRESHOLD = 128
+_BLUR_RADIUS = (0.1, 2.0)
+_ORDERS = tuple(itertools.permutations(range(4)))
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+@dataclasses.dataclass(frozen=True)
+class ColorDistortion:
+    """Distorts 8-bit images by torchvision's operations, in its random order and with its ranges."""
+
+    jitter: tuple[float, float, float, float] | None  # brightness, contrast, saturation, hue; see data.color_jitter
+    probability: float  # of jittering an image
+    three_augment: bool
+
+    def __call__(self, pixels: np.ndarray, draws: Sequence[float]) -> np.ndarray:
+        """Distorts uint8 `pixels [H, W, C]` (C is 1 or 3); a pure function of `NUM_DRAWS` numbers in [0, 1)."""
+        chance, order, *factors, operation, radius = draws
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        if self.jitter is not None and chance < self.probability:
+            image = self._jitter(image, factors, _ORDERS[int(order * len(_ORDERS))])
+        if self.three_augment:
+            image = _one_of_three(image, int(3 * operation), radius)
+        return np.asarray(image).reshape(pixels.shape)
+
+    def _jitter(self, image: Image.Image, factors: Sequence[float], order: Sequence[int]) -> Image.Image:
+        for which in order:
+            change = (2.0 * factors[which] - 1.0) * self.jitter[which]
+            if self.jitter[which] == 0.0:
+                continue
+            image = _ENHANCERS[which](image).enhance(1.0 + change) if which < 3 else _turn_hue(image, change)
+        return image
+
+
+def _turn_hue(image: Image.Image, turns: float) -> Image.Image:
+    """Turns the hue of all pixels by `turns` in [-0.5, 0.5] of the circle; grey pictures have none."""
+    if image.mode != "RGB":
+        return image
+    hue, saturation, value = image.convert("HSV").split()
+    step = int(turns * 255)  # truncated, as torchvision does
+    hue = hue.point([(level + step) % 256 for level in range(256)])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+
+
+def _one_of_three(image: Image.Image, operation: int, radius: float) -> Image.Image:
+    if operation == 0:
+        return image.convert("L").convert(image.mode)
+    if operation == 1:
+        return ImageOps.solarize(image, _SOLARIZE_THRESHOLD)
+    low, high = _BLUR_RADIUS
+    return image.filter(ImageFilter.GaussianBlur(low + (high - low) * radius))
