@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mim_jax.layers.initializers import Initializer
+from mim_jax.layers.rotary import Rotation, rotate
 
 IMPLEMENTATIONS = ("xla", "einsum", "cudnn")
 
@@ -20,6 +22,8 @@ def dot_product_attention(
     bias: jax.Array | None = None,
     valid: jax.Array | None = None,
     implementation: str = "xla",
+    dropout: Callable[[jax.Array], jax.Array] | None = None,
+    edit_logits: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Softmax attention with scale `1/sqrt(Dh)`; the softmax is float32 whatever the inputs are.
 
@@ -30,19 +34,21 @@ def dot_product_attention(
       bias: added to the scaled logits, broadcastable to `[B, H, Q, K]`.
       valid: `[B, K]` bool; keys where it is false get no attention.
       implementation: "xla" and "cudnn" are those of `jax.nn.dot_product_attention`; "einsum" is written out here.
+      dropout: applied to the attention weights `[B, H, Q, K]`; always computed by "einsum", which has them.
+      edit_logits: applied to the float32 logits `[B, H, Q, K]`, biased and masked; always computed by "einsum".
 
     Returns:
       `[B, Q, H, Dh]` in the dtype of `value`.
     """
     mask = None if valid is None else valid[:, None, None, :]
-    if implementation == "einsum":
-        return _einsum_attention(query, key, value, bias, mask)
+    if implementation == "einsum" or dropout is not None or edit_logits is not None:
+        return _einsum_attention(query, key, value, bias, mask, dropout, edit_logits)
     if bias is not None:
         bias = bias.astype(query.dtype)
     return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, implementation=implementation)
 
 
-def _einsum_attention(query, key, value, bias, mask):
+def _einsum_attention(query, key, value, bias, mask, dropout, edit_logits):
     # Heads lead the matrix products ([B, H, N, Dh]), which is the layout CPU kernels batch best.
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5
@@ -51,7 +57,11 @@ def _einsum_attention(query, key, value, bias, mask):
         logits = logits + jnp.broadcast_to(bias.astype(jnp.float32), logits.shape)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    if edit_logits is not None:
+        logits = edit_logits(logits)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    if dropout is not None:
+        weights = dropout(weights)
     return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, value), 1, 2)
 
 
@@ -67,10 +77,22 @@ class SelfAttention(nn.Module):
     implementation: str = "xla"
     dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.xavier_uniform()
+    dropout: float = 0.0  # of attention weights; needs the rng stream "dropout" unless 0
+    num_keys: int | None = None  # all tokens attend to the first so many; None: to all
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array | None = None, valid: jax.Array | None = None) -> jax.Array:
-        """Maps `[B, N, D]` to `[B, N, D]`; `bias` and `valid` as in `dot_product_attention`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        bias: jax.Array | None = None,
+        valid: jax.Array | None = None,
+        rotation: Rotation | None = None,
+        edit_logits: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
+        """Maps `[B, N, D]` to `[B, N, D]`; `bias`, `valid` and `edit_logits` as in `dot_product_attention`.
+
+        `rotation` turns queries and keys by their positions (rotary embedding).
+        """
         width = x.shape[-1]
         head_dim = width // self.heads
         qkv = nn.DenseGeneral(
@@ -87,5 +109,9 @@ class SelfAttention(nn.Module):
             value_bias = self.param("value_bias", zeros, (self.heads, head_dim), jnp.float32)
             query = query + query_bias.astype(query.dtype)[None, None]
             value = value + value_bias.astype(value.dtype)[None, None]
-        out = dot_product_attention(query, key, value, bias, valid, self.implementation)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        key, value = key[:, : self.num_keys], value[:, : self.num_keys]
+        dropout = nn.Dropout(self.dropout, deterministic=False) if self.dropout > 0.0 else None
+        out = dot_product_attention(query, key, value, bias, valid, self.implementation, dropout, edit_logits)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="out")(out)

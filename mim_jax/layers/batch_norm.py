@@ -17,7 +17,9 @@ def initial_statistics(width: int) -> Statistics:
     return {"mean": jnp.zeros((width,), jnp.float32), "variance": jnp.ones((width,), jnp.float32)}
 
 
-def normalize_batch(features: jax.Array, statistics: Statistics) -> tuple[jax.Array, Statistics]:
+def normalize_batch(
+    features: jax.Array, statistics: Statistics, epsilon: float = EPSILON
+) -> tuple[jax.Array, Statistics]:
     """Normalises `features [B, D]` by their own mean and biased variance, and updates the running statistics.
 
     The running variance takes the batch's unbiased variance, as PyTorch does. Under `jit` the batch is the global one,
@@ -32,10 +34,10 @@ def normalize_batch(features: jax.Array, statistics: Statistics) -> tuple[jax.Ar
     mean, variance = features.mean(axis=0), features.var(axis=0)
     batch = {"mean": mean, "variance": variance * (size / (size - 1))}
     running = jax.tree.map(lambda old, new: (1.0 - MOMENTUM) * old + MOMENTUM * new, statistics, batch)
-    return normalize(features, {"mean": mean, "variance": variance}), running
+    return normalize(features, {"mean": mean, "variance": variance}, epsilon), running
 
 
-def normalize(features: jax.Array, statistics: Statistics) -> jax.Array:
+def normalize(features: jax.Array, statistics: Statistics, epsilon: float = EPSILON) -> jax.Array:
     """Normalises `features [B, D]` by given statistics; at test time these are the running ones."""
-    scale = jax.lax.rsqrt(statistics["variance"] + EPSILON)
+    scale = jax.lax.rsqrt(statistics["variance"] + epsilon)
     return (features - statistics["mean"][None]) * scale[None]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,7 +13,15 @@ from flax import linen as nn
 from mim_jax.layers.attention import SelfAttention
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import find_scheme
+from mim_jax.layers.materialize import materialize
 from mim_jax.layers.placement import split_over_batch
+from mim_jax.layers.rotary import Rotation
+
+# What a method may do inside every block's attention, `edit(logits, x, layer) -> (logits, report)`: float32 logits
+# `[B, H, N, N]` before the softmax, the block's input `[B, N, D]` and its number from 0 (int32 []). What it reports (a
+# pytree, or None) is sown as "attention_report" among the "intermediates". Scan and remat take the arrays it uses as
+# arguments, so it has to be a `jax.tree_util.Partial` over them.
+AttentionEdit = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 def layer_norm(compute: Compute, name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
@@ -36,6 +48,7 @@ class MLP(nn.Module):
     hidden: int
     compute: Compute = Compute()
     init_scheme: str = "xavier"
+    dropout: float = 0.0  # between the layers; needs the rng stream "dropout" unless 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -44,6 +57,8 @@ class MLP(nn.Module):
         width = x.shape[-1]
         x = nn.Dense(self.hidden, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc1")(x)
         x = gelu(x)
+        if self.dropout > 0.0:
+            x = nn.Dropout(self.dropout, deterministic=False)(x)
         return nn.Dense(width, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc2")(x)
 
 
@@ -58,6 +73,7 @@ class Block(nn.Module):
     collect: bool = False  # whether a scan over blocks keeps this one's output
     init_scheme: str = "xavier"
     compute: Compute = Compute()
+    num_keys: int | None = None  # see `SelfAttention`
 
     @nn.compact
     def __call__(
@@ -66,6 +82,9 @@ class Block(nn.Module):
         drop_rate: jax.Array,
         bias: jax.Array | None = None,
         valid: jax.Array | None = None,
+        edit: AttentionEdit | None = None,
+        layer: jax.Array | None = None,
+        rotation: Rotation | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Maps `x [B, N, D]`; returns it to go on with, and again for a scan to collect if `collect` (else None)."""
         attention = SelfAttention(
@@ -74,15 +93,25 @@ class Block(nn.Module):
             self.compute.attention_kernel,
             self.compute.jax_dtype,
             find_scheme(self.init_scheme).kernel,
+            num_keys=self.num_keys,
             name="attention",
         )
         mlp = MLP(self.mlp_hidden, self.compute, self.init_scheme, name="mlp")
         x = split_over_batch(x)
-        branch = attention(layer_norm(self.compute, "norm1")(x), bias, valid)
+        edit_logits = None if edit is None else functools.partial(self._edit_logits, edit, x, layer)
+        branch = attention(layer_norm(self.compute, "norm1")(x), bias, valid, rotation, edit_logits=edit_logits)
         x = x + self._residual(branch, "gamma1", drop_rate)
         branch = mlp(layer_norm(self.compute, "norm2")(x))
         x = split_over_batch(x + self._residual(branch, "gamma2", drop_rate))
+        if self.compute.materializes:
+            x = materialize(x)
         return x, x if self.collect else None
+
+    def _edit_logits(self, edit: AttentionEdit, x: jax.Array, layer: jax.Array, logits: jax.Array) -> jax.Array:
+        logits, report = edit(logits, x, layer)
+        if report is not None:
+            self.sow("intermediates", "attention_report", report)
+        return logits
 
     def _residual(self, branch: jax.Array, name: str, drop_rate: jax.Array) -> jax.Array:
         if self.layer_scale is not None:
@@ -105,9 +134,11 @@ class BlockStack(nn.Module):
     mlp_hidden: int
     qkv_bias: str = "all"
     layer_scale: float | None = None
-    drop_path: float = 0.0  # of the last block; rates grow linearly from 0
+    drop_path: float = 0.0  # of the last block; rates grow linearly
     init_scheme: str = "xavier"
     compute: Compute = Compute()
+    first_drop_path: float = 0.0  # of the first block, where others come before this stack
+    num_keys: int | None = None  # see `SelfAttention`
 
     @nn.compact
     def __call__(
@@ -118,8 +149,14 @@ class BlockStack(nn.Module):
         *,
         deterministic: bool = True,
         return_layers: bool = False,
+        edit: AttentionEdit | None = None,
+        rotation: Rotation | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Applies all blocks to `x [B, N, D]`; drop path needs the rng stream "drop_path" unless `deterministic`.
+
+        `rotation` turns every block's queries and keys (rotary positions).
+
+        With `edit` attention is always computed by "einsum", which has the logits.
 
         Returns:
           The last block's output, and every block's output `[depth, B, N, D]` if `return_layers` (else None).
@@ -130,9 +167,9 @@ class BlockStack(nn.Module):
             block = nn.remat(block, policy=self.compute.remat_policy, prevent_cse=not self.compute.scans)
         scanned = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "drop_path": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=self.depth,
             unroll=1 if self.compute.scans else self.depth,
         )
@@ -145,7 +182,9 @@ class BlockStack(nn.Module):
             collect=return_layers,
             init_scheme=self.init_scheme,
             compute=self.compute,
+            num_keys=self.num_keys,
             name="blocks",
         )
-        rates = jnp.linspace(0.0, self.drop_path, self.depth, dtype=jnp.float32)
-        return blocks(x.astype(self.compute.jax_dtype), rates, bias, valid)
+        rates = jnp.linspace(self.first_drop_path, self.drop_path, self.depth, dtype=jnp.float32)
+        layers = None if edit is None else jnp.arange(self.depth, dtype=jnp.int32)
+        return blocks(x.astype(self.compute.jax_dtype), rates, bias, valid, edit, layers, rotation)

@@ -70,3 +70,16 @@ def find_scheme(name: str) -> InitScheme:
     if name not in _SCHEMES:
         raise ConfigError(f"model.init_scheme is {name!r}; choose one of {', '.join(_SCHEMES)}.")
     return _SCHEMES[name]
+
+
+def rescale_residual_kernels(encoder: dict) -> dict:
+    """Divides the last kernel of both branches of block `i` (from 1) by `sqrt(2 i)`, as BEiT and SimMIM initialise."""
+
+    def rescale(path, leaf):
+        names = tuple(key.key for key in path)
+        if names[-3:] not in (("attention", "out", "kernel"), ("mlp", "fc2", "kernel")):
+            return leaf
+        block = jnp.arange(1, leaf.shape[0] + 1, dtype=leaf.dtype)
+        return leaf / jnp.sqrt(2.0 * block).reshape((-1,) + (1,) * (leaf.ndim - 1))
+
+    return jax.tree_util.tree_map_with_path(rescale, encoder)

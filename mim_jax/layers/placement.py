@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,3 +29,19 @@ def split_over_batch(tree: Any) -> Any:
         return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
 
     return jax.tree.map(constrain, tree)
+
+
+def apply_to_own_rows(function: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """`function(*arrays)` for a function of each row by itself, which every device applies to its own rows.
+
+    For operations the compiler cannot split along the batch: a Fourier transform would otherwise gather the batch of
+    all devices on every one of them. All arrays and results lead with the batch. A plain call where there is no mesh,
+    or where it does not divide the batch.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(BATCH_AXES) <= set(mesh.axis_names):
+        return function(*arrays)
+    shards = mesh.shape[BATCH_AXES[0]] * mesh.shape[BATCH_AXES[1]]
+    if any(x.shape[0] % shards for x in arrays):
+        return function(*arrays)
+    return jax.shard_map(function, mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(BATCH_AXES))(*arrays)

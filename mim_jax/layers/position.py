@@ -10,16 +10,18 @@ import numpy as np
 from flax import linen as nn
 
 from mim_jax.errors import ConfigError
+from mim_jax.layers.initializers import Initializer
 
-POSITIONS = ("sincos", "sincos_learned", "learned", "none")
+POSITIONS = ("sincos", "sincos_rows_first", "sincos_learned", "learned", "none", "rope")
 
 
 @functools.lru_cache(maxsize=32)
-def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
+def sincos_table(grid: tuple[int, int], width: int, rows_first: bool = False) -> np.ndarray:
     """Fixed 2-D sin-cos position table `[h * w, width]` float32 (He et al. 2022, as their code computes it).
 
-    The first half of the channels encodes the COLUMN, the second half the row; each half is `[sin | cos]` of the
-    unscaled coordinate times `10000^(-k / (width/4))`, in float64 before the cast.
+    The first half of the channels encodes the COLUMN, the second half the row (mmpretrain has it the other way round:
+    `rows_first`); each half is `[sin | cos]` of the unscaled coordinate times `10000^(-k / (width/4))`, in float64
+    before the cast.
 
     Raises:
       ConfigError: the width is not a multiple of 4.
@@ -33,7 +35,8 @@ def sincos_table(grid: tuple[int, int], width: int) -> np.ndarray:
         angles = coordinate.reshape(-1, 1).astype(np.float64) * omega
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
-    table = np.concatenate([encode(columns), encode(rows)], axis=1).astype(np.float32)
+    halves = (rows, columns) if rows_first else (columns, rows)
+    table = np.concatenate([encode(half) for half in halves], axis=1).astype(np.float32)
     table.setflags(write=False)
     return table
 
@@ -45,8 +48,11 @@ def _cubic_weights(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def _resize_matrix(source: int, target: int) -> np.ndarray:
-    # torch.nn.functional.interpolate(mode="bicubic", align_corners=False): a = -0.75, no antialiasing, clamped borders.
+def bicubic_matrix(source: int, target: int) -> np.ndarray:
+    """`[target, source]` float64: resizes one axis as PyTorch's bicubic `interpolate` does.
+
+    That is `align_corners=False`, a = -0.75, no antialiasing, clamped borders.
+    """
     centre = (np.arange(target) + 0.5) * source / target - 0.5
     first = np.floor(centre).astype(int) - 1
     matrix = np.zeros((target, source))
@@ -60,7 +66,7 @@ def resize_position_table(table: np.ndarray, source: tuple[int, int], target: tu
     """Bicubic resize of a table `[h * w, D]` to another grid, exactly as PyTorch's `interpolate` does (a = -0.75)."""
     table = np.asarray(table)
     grid = table.reshape(*source, -1).astype(np.float64)
-    rows, columns = _resize_matrix(source[0], target[0]), _resize_matrix(source[1], target[1])
+    rows, columns = bicubic_matrix(source[0], target[0]), bicubic_matrix(source[1], target[1])
     resized = np.einsum("ai,bj,ijd->abd", rows, columns, grid, optimize=True)
     return resized.reshape(target[0] * target[1], -1).astype(table.dtype)
 
@@ -76,21 +82,22 @@ class PositionTable(nn.Module):
     width: int
     position: str = "sincos"
     class_token: bool = False
+    learned_init: Initializer = nn.initializers.normal(0.02)
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array | None, jax.Array | None]:
         """Float32 table of the patches `[h * w, width]` and row of the class token `[width]`; None where absent."""
-        if self.position == "none":
+        if self.position in ("none", "rope"):  # rotary positions are in the attention
             return None, None
-        if self.position == "sincos":
-            return jnp.asarray(sincos_table(self.grid, self.width)), None
+        if self.position in ("sincos", "sincos_rows_first"):
+            return jnp.asarray(sincos_table(self.grid, self.width, self.position == "sincos_rows_first")), None
         prefix = int(self.class_token)
         shape = (prefix + self.grid[0] * self.grid[1], self.width)
         if self.position == "sincos_learned":
             fixed = np.pad(sincos_table(self.grid, self.width), ((prefix, 0), (0, 0)))
             table = self.param("table", lambda _: jnp.asarray(fixed))
         else:
-            table = self.param("table", nn.initializers.normal(0.02), shape, jnp.float32)
+            table = self.param("table", self.learned_init, shape, jnp.float32)
         return table[prefix:], table[0] if prefix else None
 
 

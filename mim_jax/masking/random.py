@@ -52,6 +52,13 @@ def check_cells(grid: tuple[int, int], cell: tuple[int, int]) -> tuple[int, int]
     return grid[0] // cell[0], grid[1] // cell[1]
 
 
+def tokens_per_cell(mask_patch_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Tokens `(ch, cw)` of a cell of `mask_patch_size` pixels; (0, 0), which `check_cells` refuses, if not whole."""
+    cell = (mask_patch_size[0] // patch_size[0], mask_patch_size[1] // patch_size[1])
+    whole = (cell[0] * patch_size[0], cell[1] * patch_size[1]) == tuple(mask_patch_size)
+    return cell if whole else (0, 0)
+
+
 def num_hidden_cells(num_cells: int, mask_ratio: float) -> int:
     """`ceil(cells * ratio)` as SimMIM counts them; raises ConfigError where that hides all cells or none."""
     if not 0.0 < mask_ratio < 1.0:

@@ -42,9 +42,13 @@ class TokenMask:
     @classmethod
     def from_noise(cls, noise: jax.Array, num_keep: int) -> TokenMask:
         """Keeps the `num_keep` tokens of smallest `noise [B, N]` (stable sort: ties go to the lower index)."""
-        order = jnp.argsort(noise, axis=1, stable=True).astype(jnp.int32)
+        return cls.from_order(jnp.argsort(noise, axis=1, stable=True), num_keep)
+
+    @classmethod
+    def from_order(cls, order: jax.Array, num_keep: int) -> TokenMask:
+        """Keeps the first `num_keep` tokens of `order [B, N]`, each row a permutation of the tokens, in that order."""
         rank = jnp.argsort(order, axis=1, stable=True)
-        return cls(mask=rank >= num_keep, order=order, num_keep=num_keep)
+        return cls(mask=rank >= num_keep, order=order.astype(jnp.int32), num_keep=num_keep)
 
     @classmethod
     def from_bool(cls, mask: jax.Array, num_keep: int | None = None) -> TokenMask:
@@ -105,5 +109,10 @@ class TokenMask:
 
 
 def take_tokens(tokens: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows `ids [B, K]` of `tokens [B, N, D]`: `[B, K, D]`."""
-    return jnp.take_along_axis(tokens, ids[:, :, None], axis=1)
+    """Rows `ids [B, K]` of `tokens [B, N, D]`: `[B, K, D]`.
+
+    With several views of each image, `ids [B * V, K]` holds the V rows of an image one after the other, and so does the
+    result `[B * V, K, D]`.
+    """
+    per_image = ids.reshape(tokens.shape[0], -1)
+    return jnp.take_along_axis(tokens, per_image[:, :, None], axis=1).reshape(*ids.shape, tokens.shape[-1])

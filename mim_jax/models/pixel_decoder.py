@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from mim_jax.layers.block import BlockStack, layer_norm
+from mim_jax.layers.block import AttentionEdit, BlockStack, layer_norm
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import find_scheme
 from mim_jax.layers.position import PositionTable
@@ -30,31 +30,48 @@ class PixelDecoder(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, latent: jax.Array, mask: TokenMask) -> jax.Array:
-        """Maps `latent [B, (1 +) K, D]` to float32 predictions `[B, N, output_dim]` for all patches in raster order."""
+    def __call__(self, latent: jax.Array, mask: TokenMask, edit: AttentionEdit | None = None) -> jax.Array:
+        """Maps `latent [B, (1 +) K, D]` to float32 predictions `[B, N, output_dim]` for all patches in raster order.
+
+        `edit` changes every block's attention logits (see `AttentionEdit`).
+        """
+        return self.predict(self.fill_in(latent, mask), edit=edit)
+
+    def fill_in(self, latent: jax.Array, mask: TokenMask | None) -> jax.Array:
+        """`[B, (1 +) N, width]`: the projected latent in its places, mask tokens elsewhere, all with their positions.
+
+        Without a mask the latent is that of all patches in raster order.
+        """
         scheme = find_scheme(self.init_scheme)
         dtype = self.compute.jax_dtype
         x = nn.Dense(self.width, dtype=dtype, kernel_init=scheme.kernel, name="embed")(latent)
         mask_token = self.param("mask_token", scheme.token, (self.width,), jnp.float32)
         table, class_row = PositionTable(self.grid, self.width, self.position, self.class_token, name="position")()
         prefix = int(self.class_token)
-        tokens = mask.restore(x[:, prefix:], mask_token)
+        tokens = x[:, prefix:] if mask is None else mask.restore(x[:, prefix:], mask_token)
         if table is not None:
             tokens = tokens + table[None].astype(tokens.dtype)
         if prefix:
             class_token = x[:, :1] if class_row is None else x[:, :1] + class_row[None, None].astype(x.dtype)
             tokens = jnp.concatenate([class_token, tokens], axis=1)
+        return tokens
+
+    def predict(self, tokens: jax.Array, name: str = "", edit: AttentionEdit | None = None) -> jax.Array:
+        """Blocks, norm and head on what `fill_in` gives; `name` precedes those of their parameters."""
         x, _ = BlockStack(
             self.depth,
             self.heads,
             int(self.width * self.mlp_ratio),
             init_scheme=self.init_scheme,
             compute=self.compute,
-            name="stack",
-        )(tokens)
-        x = layer_norm(self.compute, "norm")(x)
-        x = nn.Dense(self.output_dim, dtype=dtype, kernel_init=scheme.kernel, name="prediction")(x[:, prefix:])
-        return x.astype(jnp.float32)
+            name=f"{name}stack",
+        )(tokens, edit=edit)
+        x = layer_norm(self.compute, f"{name}norm")(x)
+        kernel_init = find_scheme(self.init_scheme).kernel
+        head = nn.Dense(
+            self.output_dim, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name=f"{name}prediction"
+        )
+        return head(x[:, int(self.class_token) :]).astype(jnp.float32)
 
 
 def default_config() -> ConfigDict:
@@ -62,12 +79,12 @@ def default_config() -> ConfigDict:
     return ConfigDict(dict(width=512, depth=8, heads=16, mlp_ratio=4.0))
 
 
-def build(config: ConfigDict, encoder: ViT) -> PixelDecoder:
+def build(config: ConfigDict, encoder: ViT, kind: type[PixelDecoder] = PixelDecoder) -> PixelDecoder:
     """The decoder a run's `config.decoder` asks for, predicting the pixels of `encoder`'s patches."""
     decoder = config.decoder
     check_heads(decoder.width, decoder.heads, "decoder")
     ph, pw = encoder.patch_size
-    return PixelDecoder(
+    return kind(
         grid=encoder.grid,
         output_dim=ph * pw * config.channels,
         width=decoder.width,
@@ -77,7 +94,7 @@ def build(config: ConfigDict, encoder: ViT) -> PixelDecoder:
         class_token=encoder.class_token,
         # A learned table belongs to the encoder; without positions of its own a decoder could not place its mask
         # tokens.
-        position="sincos",
+        position="sincos_rows_first" if encoder.position == "sincos_rows_first" else "sincos",
         init_scheme=encoder.init_scheme,
         compute=encoder.compute,
     )

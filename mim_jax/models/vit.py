@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,12 +11,13 @@ from ml_collections import ConfigDict
 
 from mim_jax.errors import ConfigError
 from mim_jax.fields import optional
-from mim_jax.layers.block import BlockStack, layer_norm
+from mim_jax.layers.block import AttentionEdit, BlockStack, layer_norm
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import find_scheme
 from mim_jax.layers.patches import PatchEmbed, as_pair, patch_grid, patchify
 from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.position import POSITIONS, PositionTable, RelativeBias
+from mim_jax.layers.rotary import Rotation, check_head_dim, grid_rotation
 from mim_jax.masking.token_mask import take_tokens
 
 _SIZES = {
@@ -78,6 +81,9 @@ class ViT(nn.Module):
         hidden: jax.Array | None = None,
         deterministic: bool = True,
         return_layers: bool = False,
+        arrange: Callable[[jax.Array], jax.Array] | None = None,
+        edit: AttentionEdit | None = None,
+        num_keys: int | None = None,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Encodes `images [B, H, W, C]`.
 
@@ -87,19 +93,28 @@ class ViT(nn.Module):
           hidden: `[B, N]` bool; embeddings of these patches are replaced by the mask token (needs `mask_token=True`).
           deterministic: no drop path; otherwise the rng stream "drop_path" is needed.
           return_layers: also return the output of every block.
+          arrange: maps the embedded patches with their positions, `[B, K, D]`, to the sequences to encode,
+            `[B', K', D]`, before they get class tokens.
+          edit: what happens to every block's attention logits (see `AttentionEdit`).
+          num_keys: in every block all tokens attend to the first `num_keys` of them, a class token included.
 
         Returns:
           Tokens `[B, (1 +) K, D]` after the final norm, the class token first where there is one; with `return_layers`
           also `[depth, B, (1 +) K, D]`, before the final norm.
         """
         patches = patchify(images, self.patch_size)
-        table, class_row = PositionTable(self.grid, self.width, self.position, self.class_token, name="position")()
+        token_init = find_scheme(self.init_scheme).token
+        table, class_row = PositionTable(
+            self.grid, self.width, self.position, self.class_token, token_init, name="position"
+        )()
         if ids_keep is not None:
             patches = take_tokens(patches, ids_keep)
         x = PatchEmbed(self.width, self.init_scheme, self.compute, name="patch_embed")(patches)
         x = self._substitute(x, hidden)
         if table is not None:
             x = x + (table[None] if ids_keep is None else table[ids_keep]).astype(x.dtype)
+        if arrange is not None:
+            x = arrange(x)
         x = self._prepend_class_token(x, class_row)
         bias = None
         if self.relative_bias:
@@ -113,11 +128,29 @@ class ViT(nn.Module):
             self.drop_path,
             self.init_scheme,
             self.compute,
+            num_keys=num_keys,
             name="stack",
-        )(x, bias, deterministic=deterministic, return_layers=return_layers)
+        )(
+            x,
+            bias,
+            deterministic=deterministic,
+            return_layers=return_layers,
+            edit=edit,
+            rotation=self._rotation(ids_keep, arrange),
+        )
         if self.final_norm:
             x = split_over_batch(layer_norm(self.compute, "norm")(x))
         return (x, layers) if return_layers else x
+
+    def _rotation(self, ids_keep: jax.Array | None, arrange: Callable | None) -> Rotation | None:
+        if self.position != "rope":
+            return None
+        if arrange is not None:
+            raise ConfigError(
+                "model.position is 'rope', but this method puts patches together anew, so that they have no place in a "
+                "grid; choose 'sincos'."
+            )
+        return grid_rotation(self.grid, self.width // self.heads, ids_keep, prefix=int(self.class_token))
 
     def _substitute(self, x: jax.Array, hidden: jax.Array | None) -> jax.Array:
         if not self.mask_token:
@@ -182,6 +215,8 @@ def build(config: ConfigDict, *, mask_token: bool = False, final_norm: bool = Tr
         raise ConfigError(f"model.position is {model.position!r}; choose one of {', '.join(POSITIONS)}.")
     if model.position.startswith("sincos") and model.width % 4:
         raise ConfigError(f"model.width is {model.width}; sin-cos positions need a multiple of 4.")
+    if model.position == "rope":
+        check_head_dim(model.width, model.heads, "model")
     find_scheme(model.init_scheme)
     encoder = ViT(
         image_size=as_pair(config.image_size),

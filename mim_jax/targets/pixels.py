@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -21,6 +23,16 @@ def pixel_target(images: jax.Array, patch_size: tuple[int, int], norm_pix: bool)
         return target
     mean, deviation = patch_statistics(target)
     return (target - mean) / deviation
+
+
+def raw_pixels(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """The 8-bit pixels, 0 to 255 as float32, that `images [B, H, W, C]` were normalised from.
+
+    `mean` and `std` are those of the pipeline, per channel, of values in [0, 1] (`mim_jax.data.normalization`).
+    Rounding takes away what normalising and coming back did to the last digits, so that equal pixels are equal again.
+    """
+    scale, offset = (255.0 * jnp.asarray(values, jnp.float32)[None, None, None] for values in (std, mean))
+    return jnp.round(images.astype(jnp.float32) * scale + offset)
 
 
 def patch_statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:

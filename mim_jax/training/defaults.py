@@ -49,6 +49,7 @@ def optimizer_config() -> ConfigDict:
             name="adamw",  # adamw, lars, lion, muon or sgd
             lr=1.5e-4,  # peak learning rate, for batches of lr_reference_batch
             lr_reference_batch=optional(int, 256),  # lr is multiplied by batch_size / this; None: lr is absolute
+            lr_scaling="linear",  # or "sqrt": lr is multiplied by the root of that ratio
             b1=0.9,
             b2=0.95,
             eps=1e-8,
@@ -73,9 +74,10 @@ def schedule_config() -> ConfigDict:
             warmup="40 epochs",  # linear from start_lr to the peak
             start_lr=0.0,
             end_lr=0.0,  # of cosine
+            length=optional(str),  # of cosine, e.g. "800 epochs", on whose way a shorter run stops; None: the duration
             cosine_includes_warmup=False,  # True: the cosine's clock starts with the run (timm's t_initial counting)
             milestones=(),  # of step: durations at which the rate is multiplied by gamma
             gamma=0.1,
-            offset=0,  # update i (from 0) uses the rate of step i + offset; I-JEPA advances its clock first
+            offset=0,  # update i (from 0) uses the rate of step max(i + offset, 0); I-JEPA advances its clock first
         )
     )

@@ -21,7 +21,7 @@ from mim_jax.training.paths import STACKED, map_with_name, matches
 from mim_jax.training.schedules import Schedule
 
 # Parts of an encoder that precede its blocks: layer 0 of the layer-wise decay.
-_EMBEDDING = re.compile(r"^encoder/(patch_embed|position|class_token|mask_token)(/|$)")
+_EMBEDDING = re.compile(r"^encoder/(patch_embed|stem|position|class_token|mask_token)(/|$)")
 
 
 @dataclasses.dataclass(frozen=True)

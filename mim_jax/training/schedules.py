@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -21,9 +22,16 @@ def peak_learning_rate(config: ConfigDict) -> float:
 
 
 def lr_scale(config: ConfigDict) -> float:
-    """What every learning rate of the config is multiplied by: `batch_size / lr_reference_batch`."""
-    reference = config.optimizer.lr_reference_batch
-    return 1.0 if reference is None else config.batch_size / reference
+    """What every learning rate of the config is multiplied by: `batch_size / lr_reference_batch`, or its square root.
+
+    Raises:
+      ConfigError: `optimizer.lr_scaling` is unknown.
+    """
+    reference, scaling = config.optimizer.lr_reference_batch, config.optimizer.lr_scaling
+    if scaling not in ("linear", "sqrt"):
+        raise ConfigError(f"optimizer.lr_scaling is {scaling!r}; choose 'linear' or 'sqrt'.")
+    ratio = 1.0 if reference is None else config.batch_size / reference
+    return math.sqrt(ratio) if scaling == "sqrt" else ratio
 
 
 def learning_rate_schedule(config: ConfigDict, total_steps: int, length: RunLength) -> Schedule:
@@ -43,12 +51,13 @@ def learning_rate_schedule(config: ConfigDict, total_steps: int, length: RunLeng
         )
     scale = lr_scale(config)
     start, peak, end = schedule.start_lr * scale, peak_learning_rate(config), schedule.end_lr * scale
+    horizon = total_steps if schedule.length is None else length.steps(schedule.length, "schedule.length")
     milestones = tuple(length.steps(m, "schedule.milestones") for m in schedule.milestones)
 
     def after_warmup(step: jax.Array) -> jax.Array:
         if schedule.name == "cosine":
             first = 0 if schedule.cosine_includes_warmup else warmup
-            progress = jnp.clip((step - first) / max(total_steps - first, 1), 0.0, 1.0)
+            progress = jnp.clip((step - first) / max(horizon - first, 1), 0.0, 1.0)
             return end + 0.5 * (peak - end) * (1.0 + jnp.cos(jnp.pi * progress))
         if schedule.name == "rsqrt":
             return peak * jnp.sqrt(max(warmup, 1) / jnp.maximum(step, max(warmup, 1)))
@@ -56,7 +65,7 @@ def learning_rate_schedule(config: ConfigDict, total_steps: int, length: RunLeng
         return peak * jnp.power(schedule.gamma, passed)
 
     def learning_rate(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32) + schedule.offset
+        step = jnp.maximum(jnp.asarray(step, jnp.float32) + schedule.offset, 0.0)
         warming = start + (peak - start) * step / max(warmup, 1)
         return jnp.where(step < warmup, warming, after_warmup(step)).astype(jnp.float32)
 

@@ -53,3 +53,21 @@ def test_fused_xavier_limit():
     limit = np.sqrt(6 / (4 * 64))
     assert 0.98 * limit < np.abs(params["qkv"]["kernel"]).max() <= limit
     assert np.abs(params["out"]["kernel"]).max() > limit  # (D, D): sqrt(6 / 2D)
+
+
+def test_edited_logits_are_the_biased_and_masked_ones_whatever_the_implementation(qkv):
+    bias = jax.random.normal(jax.random.key(9), (1, 3, 5, 5))
+    more = jax.random.normal(jax.random.key(8), (2, 3, 5, 5))
+    valid = jnp.asarray([[True] * 5, [True, True, False, True, False]])
+    expected = reference(*map(np.asarray, qkv), bias + more, valid)
+    for implementation in ("xla", "einsum", "cudnn"):
+        actual = dot_product_attention(*qkv, bias, valid, implementation, edit_logits=lambda logits: logits + more)
+        np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_fewer_keys_are_the_first_ones():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 12))
+    params = SelfAttention(3).init(jax.random.key(1), x)
+    first = jnp.broadcast_to(jnp.arange(5) < 2, (2, 5))
+    expected = SelfAttention(3).apply(params, x, None, first)
+    np.testing.assert_allclose(SelfAttention(3, num_keys=2).apply(params, x), expected, atol=1e-6)

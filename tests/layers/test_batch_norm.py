@@ -26,6 +26,16 @@ def test_training_and_running_statistics_equal_pytorch():
     )
 
 
+def test_epsilon_can_be_another():
+    features = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    peer = torch.nn.BatchNorm1d(5, affine=False, eps=0.5)
+    normalized, statistics = normalize_batch(features, initial_statistics(5), 0.5)
+    np.testing.assert_allclose(normalized, peer(torch.from_numpy(features)).numpy(), rtol=1e-5, atol=1e-6)
+    peer.eval()
+    tested = normalize(features, statistics, 0.5)
+    np.testing.assert_allclose(tested, peer(torch.from_numpy(features)).numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_one_example_is_refused():
     with pytest.raises(ConfigError, match="batch_size"):
         normalize_batch(np.ones((1, 3), np.float32), initial_statistics(3))

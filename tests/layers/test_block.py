@@ -62,3 +62,21 @@ def test_drop_path_grows_from_zero_over_depth(x):
 def test_layer_scale_starts_at_its_value(x):
     params = BlockStack(2, 2, 16, layer_scale=0.1).init(jax.random.key(1), x)["params"]["blocks"]
     np.testing.assert_array_equal(params["gamma1"], np.full((2, 8), np.float32(0.1)))
+
+
+def test_an_edit_sees_every_blocks_logits_input_and_number(x):
+    def edit(scale, logits, inputs, layer):
+        return logits * scale, (logits.sum(), inputs, layer)
+
+    for compute in (Compute(scan=False), Compute(scan=True, remat="full", attention="xla")):
+        stack = BlockStack(3, 2, 16, compute=compute)
+        params = stack.init(jax.random.key(1), x)
+        intact, layers = stack.apply(params, x, return_layers=True)
+        same = jax.tree_util.Partial(edit, jnp.float32(1.0))
+        (output, _), sown = stack.apply(params, x, edit=same, mutable=["intermediates"])
+        ((_, inputs, numbers),) = sown["intermediates"]["blocks"]["attention_report"]
+        np.testing.assert_allclose(output, intact, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(inputs, jnp.concatenate([x[None], layers[:-1]]), rtol=1e-5, atol=1e-6)
+        assert numbers.tolist() == [0, 1, 2]
+        flat, _ = stack.apply(params, x, edit=jax.tree_util.Partial(edit, jnp.float32(0.0)))
+        assert not np.allclose(flat, intact, atol=1e-3)

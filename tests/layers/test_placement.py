@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from mim_jax.layers.placement import split_over_batch
-from mim_jax.training.sharding import make_mesh, on_mesh, replicated
+from mim_jax.layers.placement import apply_to_own_rows, split_over_batch
+from mim_jax.training.sharding import batch_sharding, make_mesh, on_mesh, replicated
 
 
 def arrays(mesh):
@@ -30,3 +31,25 @@ def test_gradients_are_split_like_what_they_are_gradients_of():
     gradient = jax.grad(lambda x: jnp.square(split_over_batch(x)).sum())
     x = jax.device_put(jnp.ones((8, 4)), replicated(mesh))
     assert jax.jit(on_mesh(gradient, mesh))(x).sharding.shard_shape((8, 4)) == (1, 4)
+
+
+def fourier(images):
+    return apply_to_own_rows(lambda x: jnp.fft.fft2(x, axes=(1, 2)), images)
+
+
+def test_own_rows_are_transformed_where_they_are():
+    mesh = mesh_of(data=2, fsdp=2, tensor=2)
+    images = jax.random.normal(jax.random.key(0), (8, 6, 4, 3))
+    gradient = jax.grad(lambda x: jnp.abs(fourier(x)).sum())
+    for function in (fourier, gradient):
+        compiled = jax.jit(on_mesh(function, mesh), in_shardings=batch_sharding(mesh)).lower(images).compile()
+        assert "fft(" in compiled.as_text() and "all-gather" not in compiled.as_text()
+        split = compiled(jax.device_put(images, batch_sharding(mesh)))
+        np.testing.assert_allclose(split, function(images), atol=1e-5)
+
+
+def test_rows_that_cannot_be_split_are_transformed_all_the_same():
+    mesh = mesh_of(data=4, tensor=2)
+    images = jax.random.normal(jax.random.key(0), (3, 6, 4, 3))
+    whole = jax.jit(on_mesh(fourier, mesh))(jax.device_put(images, replicated(mesh)))
+    np.testing.assert_allclose(whole, fourier(images), atol=1e-5)

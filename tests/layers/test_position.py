@@ -12,6 +12,14 @@ def test_first_half_encodes_the_column_second_the_row():
     assert np.ptp(table[:, :, 8:], axis=1).max() == 0 and np.ptp(table[:, :, 8:], axis=0).max() > 0
 
 
+def test_with_the_rows_first_the_halves_are_exchanged():
+    table, exchanged = sincos_table((3, 5), 16), sincos_table((3, 5), 16, rows_first=True)
+    np.testing.assert_array_equal(exchanged, np.concatenate([table[:, 8:], table[:, :8]], axis=1))
+    module = PositionTable((3, 5), 16, "sincos_rows_first")
+    assert not module.init(jax.random.key(0))
+    np.testing.assert_array_equal(module.apply({})[0], exchanged)
+
+
 def test_each_half_is_sines_then_cosines():
     table = sincos_table((3, 5), 16).reshape(3, 5, 16)
     omega = 10000.0 ** (-np.arange(4) / 4)

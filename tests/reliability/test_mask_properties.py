@@ -23,6 +23,8 @@ from jax.sharding import PartitionSpec as P
 
 from mim_jax import masking
 from mim_jax.errors import ConfigError
+from mim_jax.masking.color_noise import COLORS, color_noise, noise_mask
+from mim_jax.masking.hard import hard_mask
 from mim_jax.masking.multiblock import MultiBlockSampler
 from mim_jax.masking.random import check_cells, num_hidden_cells, random_cell_mask, random_mask
 from mim_jax.masking.token_mask import TokenMask, num_kept, take_tokens
@@ -126,7 +128,42 @@ def multi_blocks(draw) -> dict[str, Any]:
     )
 
 
+@st.composite
+def colors(draw) -> dict[str, Any]:
+    grid = (draw(st.sampled_from(PRIMES_AND_OTHERS[1:])), draw(st.sampled_from(PRIMES_AND_OTHERS)))
+    color, keep = draw(st.sampled_from(COLORS)), draw(st.integers(1, grid[0] * grid[1] - 1))
+    return dict(grid=grid, color=color, field=max(grid) + draw(st.integers(0, 9)), keep=keep)
+
+
+def sample_color(rng: jax.Array, batch: int, grid: tuple, color: str, field: int, keep: int) -> TokenMask:
+    return noise_mask(color_noise(rng, batch, grid, color, sigma=1.5, band=(0.5, 2.0), field=field), keep)
+
+
+@st.composite
+def hard_tokens(draw) -> dict[str, Any]:
+    num_tokens = draw(st.integers(2, 200))
+    keep = draw(st.integers(1, num_tokens - 1))
+    return dict(num_tokens=num_tokens, keep=keep, num_hard=draw(st.integers(0, num_tokens - keep)))
+
+
+def sample_hard(rng: jax.Array, batch: int, num_tokens: int, keep: int, num_hard: int) -> TokenMask:
+    scores = jax.random.randint(jax.random.fold_in(rng, 1), (batch, num_tokens), 0, 9).astype(jnp.float32)
+    return hard_mask(rng, scores, num_hard, keep)
+
+
 FAMILIES = {
+    "color_noise": Family(
+        colors(),
+        (dict(grid=(14, 14), color="green", field=64, keep=49), dict(grid=(2, 7), color="red", field=7, keep=3)),
+        sample_color,
+        lambda masks, batch, grid, color, field, keep: check_token_mask(masks, batch, grid[0] * grid[1], keep),
+    ),
+    "hard_mask": Family(
+        hard_tokens(),
+        (dict(num_tokens=196, keep=49, num_hard=73), dict(num_tokens=13, keep=6, num_hard=0)),
+        sample_hard,
+        lambda masks, batch, num_tokens, keep, num_hard: check_token_mask(masks, batch, num_tokens, keep),
+    ),
     "random_mask": Family(
         tokens(),
         (dict(num_tokens=196, mask_ratio=0.75), dict(num_tokens=13, mask_ratio=0.5)),
@@ -153,7 +190,14 @@ FAMILIES = {
     ),
 }
 # What the families are made of; each has its own properties below or is a plain container.
-PARTS = {"TokenMask", "BlockMasks", "take_tokens", "num_kept", "num_hidden_cells", "check_cells"}
+PARTS = {"Windows", "cut_windows", "draw_windows", "gaussian_response", "load_stack", "noise_mask"} | {
+    "TokenMask",
+    "BlockMasks",
+    "take_tokens",
+    "num_kept",
+    "num_hidden_cells",
+    "check_cells",
+}
 FIXED = [(name, sizes) for name, family in FAMILIES.items() for sizes in family.fixed]
 
 

@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax.targets.pixels import masked_mean, pixel_target
+from mim_jax.data.normalization import normalize_pixels
+from mim_jax.targets.pixels import masked_mean, pixel_target, raw_pixels
 
 
 def test_normalised_patches_have_mean_zero_and_unbiased_variance_one():
@@ -27,3 +28,11 @@ def test_masked_mean_is_over_the_whole_batch():
     values = jnp.asarray([[1.0, 2.0], [3.0, 100.0]])
     hidden = jnp.asarray([[True, True], [True, False]])
     assert float(masked_mean(values, hidden)) == 2.0
+
+
+def test_every_8_bit_pixel_comes_back_from_its_normalised_value():
+    pixels = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), (1, 16, 16, 3)).copy()
+    mean, std = (np.float32(values) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    normalised = np.empty(pixels.shape, np.float32)
+    normalize_pixels(pixels, mean, std, normalised)
+    np.testing.assert_array_equal(raw_pixels(jnp.asarray(normalised), mean, std), pixels)

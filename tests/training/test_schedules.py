@@ -48,11 +48,29 @@ def test_timms_cosine_counts_from_the_start(config):
     assert at(schedule, 100) == pytest.approx(1.0 * (1 + math.cos(math.pi * 0.1)))
 
 
+def test_a_run_may_stop_on_the_way_down(config):
+    config.schedule.length = "20 epochs"  # of 100 steps: twice the run
+    schedule = learning_rate_schedule(config, TOTAL, LENGTH)
+    assert at(schedule, 100) == pytest.approx(2.0)
+    assert at(schedule, TOTAL) == pytest.approx(1.0 + math.cos(math.pi * 900 / 1900))
+    config.schedule.length = "5 lightyears"
+    with pytest.raises(ConfigError, match="schedule.length"):
+        learning_rate_schedule(config, TOTAL, LENGTH)
+
+
 def test_offset_uses_the_next_steps_rate(config):
     config.schedule.start_lr = 0.4
     config.schedule.offset = 1
     schedule = learning_rate_schedule(config, TOTAL, LENGTH)
     assert at(schedule, 0) == pytest.approx(0.4 + (2.0 - 0.4) / 100)  # I-JEPA: lr_1 = start + (ref - start) / warm
+
+
+def test_a_negative_offset_repeats_the_first_rate(config):
+    config.schedule.start_lr = 0.4
+    config.schedule.offset = -1
+    schedule = learning_rate_schedule(config, TOTAL, LENGTH)
+    first = 0.4 + (2.0 - 0.4) / 100
+    assert [at(schedule, step) for step in range(3)] == pytest.approx([0.4, 0.4, first])
 
 
 def test_step_schedule_multiplies_at_milestones(config):
@@ -81,4 +99,18 @@ def test_mistakes_are_named(config):
         learning_rate_schedule(config, 50, LENGTH)
     config.schedule.name = "cosin"
     with pytest.raises(ConfigError, match=r"schedule\.name.*cosine"):
+        learning_rate_schedule(config, TOTAL, LENGTH)
+
+
+def test_lr_scales_with_the_root_of_the_batch(config):
+    config.optimizer.update(lr=1.5e-4, lr_reference_batch=16, lr_scaling="sqrt")
+    peaks = []
+    for config.batch_size in (4096, 1024):
+        peaks.append(peak_learning_rate(config))
+    assert peaks == pytest.approx([2.4e-3, 1.2e-3])  # LUT's 1.5e-4 * sqrt(batch) / 4
+
+
+def test_an_unknown_scaling_is_refused(config):
+    config.optimizer.lr_scaling = "cubic"
+    with pytest.raises(ConfigError, match=r"optimizer\.lr_scaling is 'cubic'; choose 'linear' or 'sqrt'"):
         learning_rate_schedule(config, TOTAL, LENGTH)

@@ -33,6 +33,10 @@ def test_parameters_and_their_moments_follow_the_rules():
     leaf = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
     blocks = {
         "attention": {"qkv": {"kernel": leaf(12, 64, 3, 4, 16)}, "out": {"kernel": leaf(12, 4, 16, 64)}},
+        "cross_attention": {
+            "key": {"kernel": leaf(12, 32, 4, 16), "bias": leaf(12, 4, 16)},
+            "out": {"kernel": leaf(12, 4, 16, 64)},
+        },
         "mlp": {"fc1": {"kernel": leaf(12, 64, 256)}, "fc2": {"kernel": leaf(12, 256, 64), "bias": leaf(12, 64)}},
     }
     tree = {"params": {"stack": {"blocks": blocks}}, "opt": {"mu": {"stack": {"blocks": blocks}}, "count": leaf()}}
@@ -41,6 +45,9 @@ def test_parameters_and_their_moments_follow_the_rules():
         found = half["stack"]["blocks"]
         assert found["attention"]["qkv"]["kernel"] == P(None, "fsdp", None, "tensor", None)
         assert found["attention"]["out"]["kernel"] == P(None, "tensor", None, "fsdp")
+        assert found["cross_attention"]["key"]["kernel"] == P(None, "fsdp", "tensor", None)
+        assert found["cross_attention"]["key"]["bias"] == P(None, "tensor", None)
+        assert found["cross_attention"]["out"]["kernel"] == P(None, "tensor", None, "fsdp")
         assert found["mlp"]["fc1"]["kernel"] == P(None, "fsdp", "tensor")
         assert found["mlp"]["fc2"]["kernel"] == P(None, "tensor", "fsdp")
         assert found["mlp"]["fc2"]["bias"] == P()
