@@ -21,6 +21,7 @@ LINEAR = "o i -> i o"
 TOKEN = "1 1 d -> d"  # class and mask tokens
 PATCH_CONVOLUTION = "o c h w -> (h w c) o"  # to a dense layer on patches flattened with the channel fastest
 HEAD_BIAS = "(h d) -> h d"
+HEADS = "(h d) i -> i h d"  # one projection to all heads
 FUSED_QKV = "(t h d) i -> i t h d"  # rows ordered q, k, v, then heads
 FUSED_QKV_BIAS = "(t h d) -> t h d"
 SPLIT_QKV = "t (h d) i -> i t h d"  # three tensors, stacked on t

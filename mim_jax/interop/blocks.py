@@ -51,12 +51,14 @@ def classifier(name: str, context: Context) -> tuple[list[Rule], tuple[Ignored, 
     return linear(name, "params/head"), ()
 
 
-def timm_blocks(prefix: str, part: str, gammas: tuple[str, str] = ("ls1.gamma", "ls2.gamma")) -> list[Rule]:
+def timm_blocks(
+    prefix: str, part: str, gammas: tuple[str, str] = ("ls1.gamma", "ls2.gamma"), stack: str = "stack"
+) -> list[Rule]:
     """Blocks as timm and everything that grew from it names them: `blocks.0.attn.qkv.weight`.
 
-    `gammas` are the names of the two layer scales, which only some of them have.
+    `gammas` are the names of the two layer scales, which only some of them have; `stack` is that of the blocks here.
     """
-    name, path = f"{prefix}.{{i}}", f"{part}/stack/blocks"
+    name, path = f"{prefix}.{{i}}", f"{part}/{stack}/blocks"
     return [
         *norm(f"{name}.norm1", f"{path}/norm1"),
         Rule((f"{name}.attn.qkv.weight",), f"{path}/attention/qkv/kernel", axes.FUSED_QKV),

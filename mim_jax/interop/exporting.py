@@ -68,6 +68,8 @@ def to_tensors(context: Context, layout: Layout, name: str, variables: Variables
                 f"{rule.path} is of another kind than what layout {name!r} has there: {error}."
             ) from error
         tensors |= dict(zip(rule.tensor_names(parameter.shape), arrays, strict=True))
+    for fused in layout.fused:
+        fused.join(tensors)
     tensors |= {fixed.name: fixed.value for fixed in layout.fixed if part_of(fixed.path) in context.parts}
     # safetensors writes the memory of a transposed view as it lies there, which is wrong without an error.
     return {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}

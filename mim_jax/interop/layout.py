@@ -88,6 +88,32 @@ class Fixed:
     remedy: str  # what to do where the two differ, a clause
     tolerance: float = 1e-5  # absolute
     grid: tuple[int, int] | None = None  # of position tables `[1, prefix + h * w, D]`
+    rows_first: bool = False  # see `sincos_table`
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """A tensor that holds several of the rules' ones along its first axis, such as torch's `in_proj_weight`."""
+
+    name: str  # in the checkpoint, with `{i}` where there is one a layer
+    pieces: tuple[str, ...]  # names for the rules, likewise; all of one shape
+
+    def split(self, name: str, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        """The pieces of a tensor by name; none if it is another one or its first axis does not divide."""
+        found = re.fullmatch(re.escape(self.name).replace(r"\{i\}", r"(\d+)"), name)
+        if found is None or not tensor.ndim or len(tensor) % len(self.pieces):
+            return {}
+        layer = found[1] if found.groups() else None
+        names = (piece.format(i=layer) for piece in self.pieces)
+        return dict(zip(names, np.split(tensor, len(self.pieces)), strict=True))
+
+    def join(self, tensors: dict[str, np.ndarray]) -> None:
+        """Puts the tensor, of every layer, in the place of its pieces."""
+        for layer in range(len(tensors)):
+            names = [piece.format(i=layer) for piece in self.pieces]
+            if names[0] not in tensors:
+                return
+            tensors[self.name.format(i=layer)] = np.concatenate([tensors.pop(name) for name in names])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +134,7 @@ class Layout:
     ignored: tuple[Ignored, ...] = ()
     may_miss: tuple[str, ...] = ()  # paths that may stay as initialised though the checkpoint has their part
     containers: tuple[str, ...] = ("model", "state_dict")  # nested mappings of weights; what is beside them is not read
+    fused: tuple[Fused, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()  # (regular expression, replacement), in order, before anything is matched
     config: Mapping[str, Any] | None = None  # of `config.json`, for formats that have one
     free_config: tuple[str, ...] = ()  # its keys that may differ without changing what the weights mean
@@ -164,14 +191,15 @@ class Context:
         """
         path = f"{part}/position/table"
         encoder = part.endswith("/encoder")
-        none = encoder and self.config.model.position == "none"
+        none = encoder and self.config.model.position in ("none", "rope")
         if path in self.shapes or part not in self.parts or (none and optional):
             return [Rule((name,), path, axes.POSITIONS, grid=self.grid)], []
         remedy = "set model.position='learned' to use the source's own" if encoder else "it cannot be changed here"
         if none:
             return [], [Fixed(name, path, np.zeros((1, class_token + math.prod(self.grid), width), np.float32), remedy)]
-        table = np.pad(sincos_table(self.grid, width), ((int(class_token), 0), (0, 0)))
-        return [], [Fixed(name, path, table[None], remedy, grid=self.grid)]
+        rows_first = self.config.model.position == "sincos_rows_first"
+        table = np.pad(sincos_table(self.grid, width, rows_first), ((int(class_token), 0), (0, 0)))
+        return [], [Fixed(name, path, table[None], remedy, grid=self.grid, rows_first=rows_first)]
 
 
 def part_of(path: str) -> str:
@@ -208,7 +236,7 @@ def find_layout(objective: Objective, name: str) -> tuple[str, Context, Layout]:
     Raises:
       WeightsError: there is no such layout or variant.
     """
-    base, _, variant = name.lower().partition(":")
+    base, _, variant = name.lower().replace("-", "_").partition(":")
     known = layout_names()
     context = make_context(objective, variant)
     if "/" not in base:

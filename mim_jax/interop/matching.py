@@ -76,9 +76,11 @@ class Matching:
         self.report.ignored += others
         for original, tensor in tensors.items():
             name = rename(original, self.layout.renames)
-            if name in self.tensors:
-                self._problem(f"two tensors that layout {self.report.layout!r} calls {name!r}", [original])
-            self.tensors[name], self.originals[name] = tensor, original
+            pieces = next(filter(None, (fused.split(name, tensor) for fused in self.layout.fused)), {name: tensor})
+            for name, piece in pieces.items():
+                if name in self.tensors:
+                    self._problem(f"two tensors that layout {self.report.layout!r} calls {name!r}", [original])
+                self.tensors[name], self.originals[name] = piece, original
 
     def _check_config(self, config: Any) -> None:
         for key, ours in (self.layout.config or {}).items():
@@ -152,7 +154,7 @@ class Matching:
             tensor = value
         elif grid := _other_grid(tensor.shape, value.shape, fixed.grid):
             prefix = value.shape[1] - math.prod(fixed.grid)
-            value = np.pad(sincos_table(grid, value.shape[2]), ((prefix, 0), (0, 0)))[None]
+            value = np.pad(sincos_table(grid, value.shape[2], fixed.rows_first), ((prefix, 0), (0, 0)))[None]
             if self.resize_positions:
                 self.report.resized.append(
                     f"{self.originals[fixed.name]} from {_by(grid)} to {_by(fixed.grid)}: a fixed table, computed anew"

@@ -14,6 +14,7 @@ from mim_jax.contract import Batch, Clock, Objective, Variables
 from mim_jax.masking.multiblock import BlockMasks, MultiBlockSampler
 from mim_jax.masking.token_mask import take_tokens
 from mim_jax.models import predictor, vit
+from mim_jax.models.ema import copy_tree, linear_momentum, move_teacher
 
 
 class IJEPA(Objective):
@@ -62,11 +63,7 @@ class IJEPA(Objective):
         latent, encoder = self.encoder.init_with_output(encoder_rng, images, ids_keep=masks.context[0])
         params = self.predictor.init(predictor_rng, latent, masks.context, masks.targets)["params"]
         encoder = encoder["params"]
-        # A copy, not the same buffers: the training step donates its input, and a buffer can be donated only once.
-        return {
-            "params": {"encoder": encoder, "predictor": params},
-            "teacher": {"encoder": jax.tree.map(jnp.copy, encoder)},
-        }
+        return {"params": {"encoder": encoder, "predictor": params}, "teacher": {"encoder": copy_tree(encoder)}}
 
     def masks(self, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock) -> BlockMasks:
         """Context and target blocks; block sizes are shared by the batch."""
@@ -95,14 +92,8 @@ class IJEPA(Objective):
 
     def update(self, variables: Variables, clock: Clock) -> Variables:
         """`teacher <- m * teacher + (1 - m) * encoder`, `m` linear in progress from `ema_momentum` to 1."""
-        start = self.config.ema_momentum
-        momentum = start + (1.0 - start) * clock.progress / self.config.ema_stretch
-        teacher = jax.tree.map(
-            lambda old, new: momentum * old + (1.0 - momentum) * new,
-            variables["teacher"],
-            {"encoder": variables["params"]["encoder"]},
-        )
-        return {**variables, "teacher": teacher}
+        momentum = linear_momentum(clock.progress / self.config.ema_stretch, self.config.ema_momentum)
+        return move_teacher(variables, momentum)
 
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Features of intact images from the teacher, as the paper evaluates; `pooled` is the mean over patches."""

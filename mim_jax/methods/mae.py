@@ -3,48 +3,33 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mim_jax.contract import Batch, Clock, Objective, Variables
+from mim_jax.contract import Batch, Clock, Variables
 from mim_jax.masking.random import random_mask
-from mim_jax.masking.token_mask import TokenMask, num_kept
-from mim_jax.models import pixel_decoder, vit
-from mim_jax.targets.pixels import masked_mean, masked_pictures, patch_statistics, pixel_target
+from mim_jax.masking.token_mask import TokenMask
+from mim_jax.models import masked_token_optimization
+from mim_jax.models.masked_autoencoder import MaskedAutoencoder
+from mim_jax.models.masked_token_optimization import MaskedTokenOptimization, Report
 
 
-class MAE(Objective):
-    """Encodes the visible patches only; a light decoder regresses the pixels of the hidden ones.
+class MAE(MaskedAutoencoder):
+    """The masked autoencoder with uniformly random masks.
 
-    The loss is the squared error over hidden patches (section 3); `norm_pix_loss` normalises each target patch.
+    The section `mto` switches on masked token optimization (Choi et al. 2024) of the decoder, which is no part of MAE.
     """
 
     @classmethod
     def default_config(cls) -> ConfigDict:
         """ViT-B/16 as in the paper."""
-        return ConfigDict(
-            dict(
-                model=vit.default_config(),
-                decoder=pixel_decoder.default_config(),
-                mask_ratio=0.75,
-                norm_pix_loss=True,
-            )
-        )
+        config = super().default_config()
+        config.mto = masked_token_optimization.default_config()
+        return config
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
-        self.encoder = vit.build(config)
-        self.decoder = pixel_decoder.build(config, self.encoder)
-        num_kept(self.encoder.num_patches, config.mask_ratio)
-
-    def init(self, rng: jax.Array, batch: Batch) -> Variables:
-        """`{"params": {"encoder", "decoder"}}`."""
-        encoder_rng, decoder_rng = jax.random.split(rng)
-        images = jnp.zeros(batch["image"].shape, jnp.float32)[:1]
-        mask = random_mask(rng, 1, self.encoder.num_patches, self.config.mask_ratio)
-        latent, encoder = self.encoder.init_with_output(encoder_rng, images, ids_keep=mask.ids_keep)
-        decoder = self.decoder.init(decoder_rng, latent, mask)
-        return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}}
+        prefix = int(self.encoder.class_token)
+        self.mto = MaskedTokenOptimization(config.mto, self.decoder.depth, prefix, "embed", visible_only=True)
 
     def masks(self, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock) -> TokenMask:
         """A uniformly random `mask_ratio` of each image's patches."""
@@ -52,42 +37,18 @@ class MAE(Objective):
         return random_mask(rng, batch["image"].shape[0], self.encoder.num_patches, self.config.mask_ratio)
 
     def loss(self, variables: Variables, batch: Batch, masks: TokenMask, rng: jax.Array, clock: Clock):
-        """Mean squared error over hidden patches; `aux["terms"]["reconstruction"]` is the same number."""
-        del clock
-        latent, prediction = self._forward(variables, batch["image"], masks, rng)
-        target = pixel_target(batch["image"], self.encoder.patch_size, self.config.norm_pix_loss)
-        error = jnp.square(prediction - target).mean(axis=-1)
-        loss = masked_mean(error, masks.mask)
-        return loss, {
-            "terms": {"reconstruction": loss},
-            "prediction": prediction,
-            "target": target,
-            "latent": latent,
-        }
-
-    def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
-        """Features of intact images; `pooled` is the class token after the final norm."""
-        return self.encoder.split(self.encoder.apply({"params": variables["params"]["encoder"]}, images))
-
-    def reconstruct(self, variables: Variables, batch: Batch, masks: TokenMask) -> dict[str, jax.Array]:
-        """Hidden patches from the decoder, visible ones from the image.
-
-        With `norm_pix_loss` a prediction says nothing of a patch's mean and contrast: those of the true patch are used,
-        as in the paper's figures.
-        """
-        _, prediction = self._forward(variables, batch["image"], masks, None)
-        if self.config.norm_pix_loss:
-            mean, deviation = patch_statistics(pixel_target(batch["image"], self.encoder.patch_size, False))
-            prediction = prediction * deviation + mean
-        return masked_pictures(batch["image"], prediction, masks.mask, self.encoder.patch_size)
+        """Mean squared error over hidden patches, `aux["terms"]["reconstruction"]`; and MTO's terms if on."""
+        latent, prediction, report = self._forward_and_report(variables, batch["image"], masks, rng)
+        loss, aux = self._regress(batch, masks, latent, prediction)
+        return self.mto.add(loss, aux, report, clock)
 
     def _forward(self, variables: Variables, images: jax.Array, masks: TokenMask, rng: jax.Array | None):
-        params = variables["params"]
-        latent = self.encoder.apply(
-            {"params": params["encoder"]},
-            images,
-            ids_keep=masks.ids_keep,
-            deterministic=rng is None,
-            rngs=None if rng is None else {"drop_path": rng},
-        )
-        return latent, self.decoder.apply({"params": params["decoder"]}, latent, masks)
+        return self._forward_and_report(variables, images, masks, rng)[:2]
+
+    def _forward_and_report(
+        self, variables: Variables, images: jax.Array, masks: TokenMask, rng: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, Report | None]:
+        latent = self._encode_visible(variables, images, masks, rng)
+        decoder = variables["params"]["decoder"]
+        prediction, report = self.mto.apply(self.decoder, decoder, latent, masks, hidden_tokens=masks.mask)
+        return latent, prediction, report

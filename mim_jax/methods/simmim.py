@@ -8,18 +8,20 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
-from mim_jax.layers.initializers import torch_default_bias, torch_default_kernel
+from mim_jax.layers.initializers import rescale_residual_kernels, torch_default_bias, torch_default_kernel
 from mim_jax.layers.patches import as_pair, patchify
-from mim_jax.masking.random import check_cells, num_hidden_cells, random_cell_mask
+from mim_jax.masking.random import check_cells, num_hidden_cells, random_cell_mask, tokens_per_cell
 from mim_jax.masking.token_mask import TokenMask
-from mim_jax.models import vit
+from mim_jax.models import masked_token_optimization, vit
+from mim_jax.models.masked_token_optimization import MaskedTokenOptimization
 from mim_jax.targets.pixels import masked_pictures
 
 
 class SimMIM(Objective):
     """Hidden patches become a learned mask token; the whole sequence is encoded; a linear head predicts raw pixels.
 
-    The loss is the absolute error over hidden pixels (section 3.4). Masks hide cells of `mask_patch_size` pixels.
+    The loss is the absolute error over hidden pixels (section 3.4). Masks hide cells of `mask_patch_size` pixels. The
+    section `mto` switches on masked token optimization (Choi et al. 2024), which is no part of the method.
     """
 
     @classmethod
@@ -35,7 +37,9 @@ class SimMIM(Objective):
             init_scheme="one_sigma_normal",
         )
         model.layer_scale = 0.1
-        return ConfigDict(dict(model=model, mask_ratio=0.6, mask_patch_size=32))
+        return ConfigDict(
+            dict(model=model, mask_ratio=0.6, mask_patch_size=32, mto=masked_token_optimization.default_config())
+        )
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -48,12 +52,11 @@ class SimMIM(Objective):
             kernel_init=torch_default_kernel,
             bias_init=torch_default_bias(self.encoder.width),
         )
-        mask_patch = as_pair(config.mask_patch_size)
-        self.cell = (mask_patch[0] // ph, mask_patch[1] // pw)
-        if (self.cell[0] * ph, self.cell[1] * pw) != mask_patch:
-            self.cell = (0, 0)  # not whole patches: refused below with the sizes named
+        self.cell = tokens_per_cell(as_pair(config.mask_patch_size), self.encoder.patch_size)
         rows, columns = check_cells(self.encoder.grid, self.cell)
         num_hidden_cells(rows * columns, config.mask_ratio)
+        prefix = int(self.encoder.class_token)
+        self.mto = MaskedTokenOptimization(config.mto, self.encoder.depth, prefix, "patch_embed", visible_only=False)
 
     def init(self, rng: jax.Array, batch: Batch) -> Variables:
         """`{"params": {"encoder", "head"}}`."""
@@ -70,15 +73,15 @@ class SimMIM(Objective):
         return random_cell_mask(rng, batch["image"].shape[0], self.encoder.grid, self.cell, self.config.mask_ratio)
 
     def loss(self, variables: Variables, batch: Batch, masks: TokenMask, rng: jax.Array, clock: Clock):
-        """Mean absolute error over hidden pixels, with the official 1e-5 in the denominator."""
-        del clock
-        latent, prediction = self._forward(variables, batch["image"], masks, rng)
+        """Mean absolute error over hidden pixels, with the official 1e-5 in the denominator; and MTO's terms if on."""
+        latent, prediction, report = self._forward(variables, batch["image"], masks, rng)
         target = patchify(batch["image"].astype(jnp.float32), self.encoder.patch_size)
         hidden = masks.mask.astype(jnp.float32)
         ph, pw = self.encoder.patch_size
         error = jnp.abs(target - prediction).sum(axis=-1)
         loss = (error * hidden).sum() / (hidden.sum() * ph * pw + 1e-5) / self.config.channels
-        return loss, {"terms": {"reconstruction": loss}, "prediction": prediction, "target": target, "latent": latent}
+        aux = {"terms": {"reconstruction": loss}, "prediction": prediction, "target": target, "latent": latent}
+        return self.mto.add(loss, aux, report, clock)
 
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Features of intact images; `pooled` is the mean over patches after the final norm."""
@@ -86,30 +89,19 @@ class SimMIM(Objective):
 
     def reconstruct(self, variables: Variables, batch: Batch, masks: TokenMask) -> dict[str, jax.Array]:
         """Hidden patches from the head, visible ones from the image."""
-        _, prediction = self._forward(variables, batch["image"], masks, None)
+        _, prediction, _ = self._forward(variables, batch["image"], masks, None)
         return masked_pictures(batch["image"], prediction, masks.mask, self.encoder.patch_size)
 
     def _forward(self, variables: Variables, images: jax.Array, masks: TokenMask, rng: jax.Array | None):
         params = variables["params"]
-        latent = self.encoder.apply(
-            {"params": params["encoder"]},
+        latent, report = self.mto.apply(
+            self.encoder,
+            params["encoder"],
             images,
+            hidden_tokens=masks.mask,
             hidden=masks.mask,
             deterministic=rng is None,
             rngs=None if rng is None else {"drop_path": rng},
         )
         prediction = self.head.apply({"params": params["head"]}, latent[:, int(self.encoder.class_token) :])
-        return latent, prediction.astype(jnp.float32)
-
-
-def rescale_residual_kernels(encoder: dict) -> dict:
-    """Divides the last kernel of both branches of block `i` (from 1) by `sqrt(2 i)`, as BEiT and SimMIM initialise."""
-
-    def rescale(path, leaf):
-        names = tuple(key.key for key in path)
-        if names[-3:] not in (("attention", "out", "kernel"), ("mlp", "fc2", "kernel")):
-            return leaf
-        block = jnp.arange(1, leaf.shape[0] + 1, dtype=leaf.dtype)
-        return leaf / jnp.sqrt(2.0 * block).reshape((-1,) + (1,) * (leaf.ndim - 1))
-
-    return jax.tree_util.tree_map_with_path(rescale, encoder)
+        return latent, prediction.astype(jnp.float32), report

@@ -26,6 +26,8 @@ def tiny():
             config["blocks"] = {"context_share": 0.25}
         if name == "simmim":
             config["mask_patch_size"] = 8
+        if name == "dmjd":
+            config |= {"mask_patch_size": 8, "hog": {"cell_size": 4}}
         if kind == "task":
             config["num_classes"] = 5
         return mim_jax.create(config)

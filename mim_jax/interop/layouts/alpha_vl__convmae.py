@@ -1,0 +1,35 @@
+"""Checkpoints of Alpha-VL/ConvMAE: pre-training, fine-tuning."""
+
+from __future__ import annotations
+
+from mim_jax.interop import axes
+from mim_jax.interop.blocks import WRAPPERS, classifier, linear, norm, timm_blocks
+from mim_jax.interop.conv_blocks import conv_vit_encoder
+from mim_jax.interop.layout import Context, Layout, Rule
+
+
+def layout(context: Context) -> Layout:
+    """Rules for the hybrid encoder, MAE's decoder, and a classifier."""
+    context.require_backbone("conv_vit")
+    config, encoder, decoder = context.config, context.encoder, "params/decoder"
+    decoder_width = config.decoder.width if decoder in context.parts else 0
+    rules, fixed = context.positions("pos_embed", encoder, config.model.width, False)
+    decoder_rules, decoder_fixed = context.positions("decoder_pos_embed", decoder, decoder_width, False)
+    head, ignored = classifier("head", context)
+    return Layout(
+        rules=(
+            *rules,
+            *conv_vit_encoder(encoder, context),
+            *linear("decoder_embed", f"{decoder}/embed"),
+            Rule(("mask_token",), f"{decoder}/mask_token", axes.TOKEN),
+            *decoder_rules,
+            *timm_blocks("decoder_blocks", decoder),
+            *norm("decoder_norm", f"{decoder}/norm"),
+            *linear("decoder_pred", f"{decoder}/prediction"),
+            *norm("fc_norm", "params/norm"),
+            *head,
+        ),
+        fixed=(*fixed, *decoder_fixed),
+        ignored=ignored,
+        renames=WRAPPERS,
+    )
