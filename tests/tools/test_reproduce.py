@@ -1,0 +1,119 @@
+import importlib
+import json
+
+import pytest
+
+from mim_jax.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def tools(request):
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(request.config.rootpath / "tools"))
+    yield {name: importlib.import_module(name) for name in ("reproduce", "suite_report")}
+    patch.undo()
+
+
+def result(method, seed, linear, **changes):
+    return {
+        "method": method,
+        "seed": seed,
+        "steps": 4,
+        "batch_size": 8,
+        "linear_pretrained": linear,
+        "linear_random_init": 60.0,
+        "knn_pretrained": 50.0,
+        "knn_random_init": 40.0,
+        "loss_first": 1.0,
+        "loss_last": 0.5,
+        "skipped": 0.0,
+        "images_per_second": 100.0,
+        "wall_seconds": 60.0,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("expect", "values", "baseline", "expected"),
+    [
+        ("above", [80.0, 81.0, 82.0], [70.0, 71.0, 72.0], "agrees"),
+        ("below", [80.0, 81.0, 82.0], [70.0, 71.0, 72.0], "does not agree"),
+        ("above", [70.0, 71.0, 72.0], [80.0, 81.0, 82.0], "does not agree"),
+        ("above", [70.0, 75.0, 80.0], [69.0, 74.0, 79.0], "cannot be told"),  # a difference of 1 with an error of 4
+        ("above", [90.0], [70.0], "cannot be told"),
+        ("unsaid", [80.0, 81.0, 82.0], [70.0, 71.0, 72.0], "cannot be told"),
+    ],
+)
+def test_a_verdict_needs_twice_the_standard_error(tools, expect, values, baseline, expected):
+    assert tools["suite_report"].verdict(expect, values, baseline) == expected
+
+
+def test_the_report_says_what_was_found(tools):
+    Row = tools["suite_report"].Row
+    rows = [
+        Row("mae", "mae_x", "The baseline.", "unsaid"),
+        Row("hpm", "hpm_x", "Better.", "above"),
+        Row("lut", "x", "", "above"),
+    ]
+    results = [result("mae", 0, 70.0), result("mae", 1, 71.0)]
+    results += [
+        result("hpm", 0, 59.0, images_per_second=50.0, skipped=2.0),
+        result("hpm", 1, 60.0, images_per_second=50.0),
+    ]
+    text = tools["suite_report"].write_report({"title": "T", "baseline": "mae"}, rows, results, "command")
+    lines = text.splitlines()
+    assert "| mae | 2 | 70.5 ± 0.7 | 60.0 ± 0.0 | 50.0 ± 0.0 | 40.0 ± 0.0 | 1.000 to 0.500 | 100 | 1.00 |" in lines
+    assert "| hpm | 2 | 59.5 ± 0.7 | 60.0 ± 0.0 | 50.0 ± 0.0 | 40.0 ± 0.0 | 1.000 to 0.500 | 50 | 0.50 |" in lines
+    assert "| hpm | Better. | does not agree | mae | -11.0 |" in lines
+    assert not any(line.startswith("| lut") for line in lines)  # it has not been run
+    assert "4 runs in 4 minutes" in text
+    assert "do not beat random initialisation: hpm" in text
+    assert "skipped updates: hpm" in text
+
+
+def test_suites_name_existing_configs(tools):
+    reproduce = tools["reproduce"]
+    for file in reproduce.SUITES.glob("*.toml"):
+        suite, rows = reproduce.read_suite(file.stem)
+        names = [row.name for row in rows]
+        assert len(set(names)) == len(names)
+        assert {suite["baseline"], *(row.baseline for row in rows if row.baseline)} <= set(names)
+        for row in rows:
+            assert (reproduce.ROOT / "configs" / f"{row.config}.py").is_file(), row.config
+
+
+def test_an_unknown_suite_is_refused(tools):
+    with pytest.raises(ConfigError, match=r"There is no suite 'family_z'; choose one of .*family_a"):
+        tools["reproduce"].read_suite("family_z")
+
+
+def test_results_of_other_lengths_are_not_mixed(tools, tmp_path):
+    file = tmp_path / "suite.json"
+    earlier = tools["reproduce"].earlier_results
+    assert earlier(file, {"steps": 4, "batch_size": 8}) == []
+    file.write_text(json.dumps([result("mae", 0, 70.0)]))
+    assert len(earlier(file, {"steps": 4, "batch_size": 8})) == 1
+    with pytest.raises(ConfigError, match="holds runs of 4 steps of 8 images"):
+        earlier(file, {"steps": 5, "batch_size": 8})
+
+
+def test_a_run_is_trained_and_evaluated(tools, tmp_path):
+    overrides = {
+        "data.source": "synthetic:64",
+        "model.width": "16",
+        "model.heads": "2",
+        "model.depth": "1",
+        "decoder.width": "16",
+        "evaluation.knn.k": "(2,)",
+        "evaluation.batch_size": "16",
+        "evaluation.linear.batch_size": "16",
+        "evaluation.linear.epochs": "1",
+        "evaluation.linear.warmup_epochs": "0",
+        "log.every": "1 steps",
+    }
+    row = tools["suite_report"].Row("mae", "mae_fashion_mnist", "", "unsaid")
+    found = tools["reproduce"].measure(row, 3, {"steps": 3, "batch_size": 8}, overrides, tmp_path, "train")
+    assert set(found) == set(result("mae", 0, 0.0))
+    assert (found["seed"], found["steps"]) == (3, 3)
+    assert 0 <= found["linear_pretrained"] <= 100 and found["loss_last"] > 0
+    assert (tmp_path / "mae-3x8-seed3" / "checkpoints").is_dir()

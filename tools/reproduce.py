@@ -1,0 +1,163 @@
+"""Trains every method of a suite on Fashion-MNIST at equal steps and writes what was seen beside what its paper claims.
+
+    python tools/reproduce.py --suite=family_a [--seeds=3] [--steps=300] [--methods=mae,hpm] [--out=docs/reproduction]
+                              [--config.data.data_dir=DIR ...]
+
+A suite is a table in `tools/suites/`. Each (method, seed) is trained by its Fashion-MNIST config for `--steps` batches
+of `--batch_size`; then its frozen encoder is evaluated by k-NN and a linear probe, beside the same encoder as it was
+initialised. Results go to `<out>/<suite>.json` as they come and are never computed twice: an interrupted suite goes on
+where it stopped, and `--seeds=3` after `--seeds=1` adds two. `<out>/<suite>.md` is the report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import statistics
+import time
+import tomllib
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+from absl import flags
+from suite_report import MEASURES, Result, Row, write_report
+
+import mim_jax
+from mim_jax.cli import apply_overrides, run_main
+from mim_jax.config import override
+from mim_jax.errors import ConfigError, TrainingError
+from mim_jax.files import replace_text
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SUITES = ROOT / "tools" / "suites"
+TRAIN_SPLIT = "train[:20000]"  # labelled images of the probes
+
+
+def read_suite(name: str) -> tuple[dict[str, Any], list[Row]]:
+    """The head and the rows of `tools/suites/<name>.toml`.
+
+    Raises:
+      ConfigError: there is no such suite, or it expects something unknown.
+    """
+    file = SUITES / f"{name}.toml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in SUITES.glob("*.toml")))
+        raise ConfigError(f"There is no suite {name!r}; choose one of {known}.")
+    suite = tomllib.loads(file.read_text(encoding="utf-8"))
+    rows = [Row(**row) for row in suite.pop("rows")]
+    for row in rows:
+        if row.expect not in ("above", "below", "unsaid"):
+            raise ConfigError(f"{file.name}: expect of {row.name} is {row.expect!r}; choose above, below or unsaid.")
+    return suite, rows
+
+
+def measure(
+    row: Row,
+    seed: int,
+    settings: dict[str, int],
+    overrides: dict[str, str],
+    runs: pathlib.Path,
+    train_split: str = TRAIN_SPLIT,
+) -> Result:
+    """Trains and evaluates one method from one seed; a run that was interrupted goes on. Accuracies in percent."""
+    from mim_jax.evaluate import evaluate
+    from mim_jax.train import train
+
+    start = time.monotonic()
+    config = mim_jax.load_config(str(ROOT / "configs" / f"{row.config}.py"))
+    steps, batch_size = settings["steps"], settings["batch_size"]
+    changes = {
+        "seed": seed,
+        "duration": f"{steps} steps",
+        "schedule.warmup": f"{max(1, steps // 10)} steps",
+        "batch_size": batch_size,
+        "evaluation.every": None,
+        "checkpoint.every": f"{steps} steps",
+        "log.tensorboard": False,
+    }
+    for key, value in changes.items():
+        override(config, key, value)
+    apply_overrides(config, overrides)
+    workdir = runs / f"{row.name}-{steps}x{batch_size}-seed{seed}"
+    train(config, workdir)
+    split = {"data.train_split": train_split}
+    found = {
+        "pretrained": evaluate(workdir, MEASURES, overrides=split),
+        "random_init": evaluate(workdir, MEASURES, random_init=True, overrides=split),
+    }
+    logged = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in logged if "loss" in line]
+    metric = {"linear": "top1", "knn": f"top1_k{config.evaluation.knn.k[0]}"}
+    return {
+        "method": row.name,
+        "seed": seed,
+        **settings,
+        **{f"{name}_{which}": found[which][name].metrics[metric[name]] for name in MEASURES for which in found},
+        "loss_first": logged[0]["loss"],
+        "loss_last": logged[-1]["loss"],
+        "skipped": logged[-1]["skipped"],
+        # The first line has no rate: it would be that of the compilation.
+        "images_per_second": statistics.median(line["images_per_second"] for line in logged[1:]),
+        "wall_seconds": time.monotonic() - start,
+    }
+
+
+def earlier_results(file: pathlib.Path, settings: dict[str, int]) -> list[Result]:
+    """What earlier calls found; raises ConfigError if they ran for other lengths."""
+    results = json.loads(file.read_text()) if file.is_file() else []
+    for result in results:
+        if any(result[key] != value for key, value in settings.items()):
+            raise ConfigError(
+                f"{file} holds runs of {result['steps']} steps of {result['batch_size']} images; give the same --steps "
+                "and --batch_size, or another --out."
+            )
+    return results
+
+
+def define_flags() -> None:
+    """Defines the command line's flags."""
+    flags.DEFINE_string("suite", None, "A table under tools/suites/.", required=True)
+    flags.DEFINE_integer("seeds", 3, "Seeds per method, from 0.", lower_bound=1)
+    flags.DEFINE_integer("steps", 300, "Steps per run.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
+    flags.DEFINE_list("methods", [], "Only these rows of the suite.")
+    flags.DEFINE_string("out", "docs/reproduction", "Where the report and its numbers go.")
+    flags.DEFINE_string("runs", "runs/reproduction", "Where the runs go.")
+
+
+def main(config_path: str | None, overrides: dict[str, str]) -> None:
+    """Runs what is missing of a suite and writes the report after every run."""
+    given = flags.FLAGS
+    if config_path:
+        raise ConfigError("A suite names its configs itself; leave out --config.")
+    suite, rows = read_suite(given.suite)
+    unknown = set(given.methods) - {row.name for row in rows}
+    if unknown:
+        raise ConfigError(f"The suite {given.suite} has no {', '.join(sorted(unknown))}.")
+    out, settings = pathlib.Path(given.out), {"steps": given.steps, "batch_size": given.batch_size}
+    results = earlier_results(out / f"{given.suite}.json", settings)
+    wanted = [
+        (row, seed) for seed in range(given.seeds) for row in rows if not given.methods or row.name in given.methods
+    ]
+    done = {(result["method"], result["seed"]) for result in results}
+    missing = [(row, seed) for row, seed in wanted if (row.name, seed) not in done]
+    command = f"python tools/reproduce.py --suite={given.suite} --seeds={given.seeds} --steps={given.steps}"
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (row, seed) in enumerate(missing, start=1):
+        print(f"{row.name}, seed {seed} (run {number} of {len(missing)})", flush=True)
+        try:
+            results.append(measure(row, seed, settings, overrides, pathlib.Path(given.runs)))
+        except TrainingError as error:
+            raise TrainingError(f"{row.name}, seed {seed}: {error}") from error
+        jax.clear_caches()  # each method compiles its own
+        replace_text(out / f"{given.suite}.json", json.dumps(results, indent=1) + "\n")
+        replace_text(out / f"{given.suite}.md", write_report(suite, rows, results, command))
+    print(write_report(suite, rows, results, command))
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_main(main)

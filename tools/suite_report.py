@@ -1,0 +1,143 @@
+"""The report of `tools/reproduce.py`: what a suite's runs found, in Markdown, beside what the papers claim."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+import statistics
+from typing import Any
+
+import jax
+
+MEASURES = ("linear", "knn")
+Result = dict[str, Any]  # of one run, as `reproduce.measure` returns it
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method of a suite."""
+
+    name: str
+    config: str  # the name of a file under configs/
+    claim: str  # the paper's, in a sentence
+    expect: str  # what that means for the linear probe: "above" or "below" the baseline's, or "unsaid"
+    baseline: str | None = None  # the row to compare with, where it is not the suite's
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation; the deviation only where there is more than one value."""
+    mean = statistics.fmean(values)
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
+
+
+def verdict(expect: str, values: list[float], baseline: list[float]) -> str:
+    """What linear probes say of a claim: "agrees", "does not agree" or "cannot be told".
+
+    A difference of means counts from twice its standard error on; with one seed nothing can be told.
+    """
+    if expect == "unsaid" or min(len(values), len(baseline)) < 2:
+        return "cannot be told"
+    difference = statistics.fmean(values) - statistics.fmean(baseline)
+    error = math.sqrt(statistics.variance(values) / len(values) + statistics.variance(baseline) / len(baseline))
+    if abs(difference) < 2 * error:
+        return "cannot be told"
+    return "agrees" if (difference > 0) == (expect == "above") else "does not agree"
+
+
+def write_report(suite: dict[str, Any], rows: list[Row], results: list[Result], command: str) -> str:
+    """The whole report; rows without results are left out.
+
+    Args:
+      suite: `title`, and `baseline`: the name of a row.
+      rows: the suite's methods.
+      results: at least one.
+      command: what made them.
+    """
+    found = Found(results)
+    rows = [row for row in rows if found.runs(row.name)]
+    minutes = sum(result["wall_seconds"] for result in results) / 60
+    worse = [row.name for row in rows if found.gain(row.name) <= 0]
+    skipped = sorted({result["method"] for result in results if result["skipped"]})
+    return "\n".join(
+        [
+            f"# {suite['title']}",
+            "",
+            f"Fashion-MNIST, small ViTs, {results[0]['steps']} steps of {results[0]['batch_size']} images a run:",
+            "enough to see that a method trains and what its features gain over its own random initialisation, far too",
+            "little to rank methods. Top-1 in %, mean ± standard deviation over seeds; the probes learn from 20,000",
+            "labelled images.",
+            "",
+            f"    {command}",
+            "",
+            f"{len(results)} runs in {minutes:.0f} minutes on {os.cpu_count()} CPU cores ({platform.machine()}), jax "
+            f"{jax.__version__}.",
+            "",
+            *_results_table(suite["baseline"], rows, found),
+            "",
+            *_claims_table(suite["baseline"], rows, found),
+            "",
+            f"Linear probes that do not beat random initialisation: {', '.join(worse) or 'none'}. "
+            f"Methods with skipped updates: {', '.join(skipped) or 'none'}.",
+            "",
+            "A claim agrees, or does not, where linear probes differ by twice the standard error of their difference;",
+            "one about anything but recognition at equal steps cannot be told here.",
+            "",
+        ]
+    )
+
+
+class Found:
+    """Results by method."""
+
+    def __init__(self, results: list[Result]):
+        self._results = results
+
+    def runs(self, name: str) -> list[Result]:
+        """The runs of one row."""
+        return [result for result in self._results if result["method"] == name]
+
+    def values(self, name: str, key: str) -> list[float]:
+        """One number of each run of a row."""
+        return [result[key] for result in self.runs(name)]
+
+    def mean(self, name: str, key: str) -> float:
+        """Its mean; NaN where there is no run."""
+        values = self.values(name, key)
+        return statistics.fmean(values) if values else math.nan
+
+    def gain(self, name: str) -> float:
+        """Linear top-1 over that of the random initialisation."""
+        return self.mean(name, "linear_pretrained") - self.mean(name, "linear_random_init")
+
+
+def _results_table(baseline: str, rows: list[Row], found: Found) -> list[str]:
+    lines = [
+        "| method | seeds | linear | random init | k-NN | random init | loss, first to last | images/s | relative |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    base_rate = found.mean(baseline, "images_per_second")
+    for row in rows:
+        cells = [row.name, str(len(found.runs(row.name)))]
+        for measure in MEASURES:
+            cells += [spread(found.values(row.name, f"{measure}_{which}")) for which in ("pretrained", "random_init")]
+        cells.append(" to ".join(f"{found.mean(row.name, key):.3f}" for key in ("loss_first", "loss_last")))
+        rate = found.mean(row.name, "images_per_second")
+        cells += [f"{rate:.0f}", f"{rate / base_rate:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _claims_table(suite_baseline: str, rows: list[Row], found: Found) -> list[str]:
+    lines = ["| method | the paper's claim | seen here | linear, against | difference |", "|---|---|---|---|---|"]
+    for row in rows:
+        baseline = row.baseline or suite_baseline
+        if row.name == baseline:
+            continue
+        values, others = (found.values(name, "linear_pretrained") for name in (row.name, baseline))
+        difference = found.mean(row.name, "linear_pretrained") - found.mean(baseline, "linear_pretrained")
+        lines.append(
+            f"| {row.name} | {row.claim} | {verdict(row.expect, values, others)} | {baseline} | {difference:+.1f} |"
+        )
+    return lines
