@@ -61,7 +61,7 @@ def test_there_are_recipes_for_all_three_methods():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_builds_abstractly(path: pathlib.Path):
     objective = mim_jax.create(mim_jax.load_config(str(path)))
-    variables, batch = shapes_of(objective), objective.batch_spec(2)
+    variables, batch = shapes_of(objective), objective.batch_spec(8)
     clock = mim_jax.Clock.at(0, total_steps=10, steps_per_epoch=5.0)
 
     def loss(variables, batch, rng):
@@ -71,7 +71,7 @@ def test_builds_abstractly(path: pathlib.Path):
     assert (value.shape, value.dtype) == ((), jnp.float32)
     assert aux["terms"]
     pooled = jax.eval_shape(objective.encode, variables, batch["image"])["pooled"]
-    assert pooled.shape == (2, objective.config.model.width)
+    assert pooled.shape == (8, objective.config.model.width)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
