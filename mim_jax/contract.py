@@ -81,7 +81,10 @@ class Objective:
     def loss(
         self, variables: Variables, batch: Batch, masks: Masks, rng: jax.Array, clock: Clock
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """The scalar float32 training loss and `aux` (see the module's docstring)."""
+        """The scalar float32 training loss and `aux` (see the module's docstring).
+
+        Without randomness, `rng=None`, there is no drop path and no dropout.
+        """
         raise NotImplementedError
 
     def update(self, variables: Variables, clock: Clock) -> Variables:

@@ -11,7 +11,7 @@ import pytest
 import mim_jax
 from mim_jax.training import sharding
 from mim_jax.training.checkpoint import Checkpointer
-from mim_jax.training.paths import leaf_names
+from mim_jax.training.paths import STACKED, leaf_names
 from tests.tiny import METHODS, clock, synthetic_batch, tiny_config
 from tests.training.runs import TinyRun, single_device_mesh
 
@@ -70,6 +70,17 @@ def subject(request) -> Subject:
 
 def relative(a, b) -> float:
     return float(abs(a - b) / abs(b))
+
+
+def test_blocks_are_where_optimisers_look_for_layers(subject):
+    names = leaf_names(subject.variables["params"])
+    assert all(STACKED in name for name in names if "blocks/" in name)
+
+
+def test_loss_needs_no_randomness(subject):
+    """Without it there is no drop path and no dropout, and two calls agree."""
+    loss = jax.jit(lambda v: subject.objective.loss(v, subject.batch, subject.masks, None, clock())[0])
+    assert np.isfinite(loss(subject.variables))
 
 
 def test_variables_are_known_collections(subject):

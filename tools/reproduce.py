@@ -1,6 +1,6 @@
 """Trains every method of a suite on Fashion-MNIST at equal steps and writes what was seen beside what its paper claims.
 
-    python tools/reproduce.py --suite=family_a [--seeds=3] [--steps=300] [--methods=mae,hpm] [--out=docs/reproduction]
+    python tools/reproduce.py --suite=family_a [--seeds=3] [--steps=500] [--methods=mae,hpm] [--out=docs/reproduction]
                               [--config.data.data_dir=DIR ...]
 
 A suite is a table in `tools/suites/`. Each (method, seed) is trained by its Fashion-MNIST config for `--steps` batches
@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 from suite_report import MEASURES, Result, Row, write_report
 
 import mim_jax
@@ -54,34 +55,34 @@ def read_suite(name: str) -> tuple[dict[str, Any], list[Row]]:
     return suite, rows
 
 
-def measure(
-    row: Row,
-    seed: int,
-    settings: dict[str, int],
-    overrides: dict[str, str],
-    runs: pathlib.Path,
-    train_split: str = TRAIN_SPLIT,
-) -> Result:
-    """Trains and evaluates one method from one seed; a run that was interrupted goes on. Accuracies in percent."""
-    from mim_jax.evaluate import evaluate
-    from mim_jax.train import train
-
-    start = time.monotonic()
+def run_config(row: Row, seed: int, settings: dict[str, int], overrides: dict[str, Any]) -> ConfigDict:
+    """The config of one run; `overrides` are those of the whole suite, by dotted name."""
     config = mim_jax.load_config(str(ROOT / "configs" / f"{row.config}.py"))
-    steps, batch_size = settings["steps"], settings["batch_size"]
+    steps = settings["steps"]
     changes = {
+        **overrides,
         "seed": seed,
         "duration": f"{steps} steps",
         "schedule.warmup": f"{max(1, steps // 10)} steps",
-        "batch_size": batch_size,
+        "batch_size": settings["batch_size"],
         "evaluation.every": None,
         "checkpoint.every": f"{steps} steps",
         "log.tensorboard": False,
     }
     for key, value in changes.items():
         override(config, key, value)
-    apply_overrides(config, overrides)
-    workdir = runs / f"{row.name}-{steps}x{batch_size}-seed{seed}"
+    return config
+
+
+def measure(
+    row: Row, seed: int, settings: dict[str, int], config: ConfigDict, runs: pathlib.Path, train_split: str
+) -> Result:
+    """Trains and evaluates one method from one seed; a run that was interrupted goes on. Accuracies in percent."""
+    from mim_jax.evaluate import evaluate
+    from mim_jax.train import train
+
+    start = time.monotonic()
+    workdir = runs / f"{row.name}-{settings['steps']}x{settings['batch_size']}-seed{seed}"
     train(config, workdir)
     split = {"data.train_split": train_split}
     found = {
@@ -121,7 +122,7 @@ def define_flags() -> None:
     """Defines the command line's flags."""
     flags.DEFINE_string("suite", None, "A table under tools/suites/.", required=True)
     flags.DEFINE_integer("seeds", 3, "Seeds per method, from 0.", lower_bound=1)
-    flags.DEFINE_integer("steps", 300, "Steps per run.", lower_bound=1)
+    flags.DEFINE_integer("steps", 500, "Steps per run.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
     flags.DEFINE_list("methods", [], "Only these rows of the suite.")
     flags.DEFINE_string("out", "docs/reproduction", "Where the report and its numbers go.")
@@ -149,7 +150,8 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
     for number, (row, seed) in enumerate(missing, start=1):
         print(f"{row.name}, seed {seed} (run {number} of {len(missing)})", flush=True)
         try:
-            results.append(measure(row, seed, settings, overrides, pathlib.Path(given.runs)))
+            config = apply_overrides(run_config(row, seed, settings, suite.get("overrides", {})), overrides)
+            results.append(measure(row, seed, settings, config, pathlib.Path(given.runs), TRAIN_SPLIT))
         except TrainingError as error:
             raise TrainingError(f"{row.name}, seed {seed}: {error}") from error
         jax.clear_caches()  # each method compiles its own

@@ -50,7 +50,7 @@ def write_report(suite: dict[str, Any], rows: list[Row], results: list[Result], 
     """The whole report; rows without results are left out.
 
     Args:
-      suite: `title`, and `baseline`: the name of a row.
+      suite: `title`, `baseline` (the name of a row), and `overrides` of every row's config, if there are any.
       rows: the suite's methods.
       results: at least one.
       command: what made them.
@@ -64,13 +64,14 @@ def write_report(suite: dict[str, Any], rows: list[Row], results: list[Result], 
         [
             f"# {suite['title']}",
             "",
-            f"Fashion-MNIST, small ViTs, {results[0]['steps']} steps of {results[0]['batch_size']} images a run:",
+            f"Fashion-MNIST, tiny encoders, {results[0]['steps']} steps of {results[0]['batch_size']} images a run:",
             "enough to see that a method trains and what its features gain over its own random initialisation, far too",
             "little to rank methods. Top-1 in %, mean ± standard deviation over seeds; the probes learn from 20,000",
             "labelled images.",
             "",
             f"    {command}",
             "",
+            *_settings(suite.get("overrides", {})),
             f"{len(results)} runs in {minutes:.0f} minutes on {os.cpu_count()} CPU cores ({platform.machine()}), jax "
             f"{jax.__version__}.",
             "",
@@ -86,6 +87,13 @@ def write_report(suite: dict[str, Any], rows: list[Row], results: list[Result], 
             "",
         ]
     )
+
+
+def _settings(overrides: dict[str, Any]) -> list[str]:
+    if not overrides:
+        return []
+    changes = ", ".join(f"`{key}={value}`" for key, value in overrides.items())
+    return [f"Every run is its `configs/*_fashion_mnist.py` with {changes}.", ""]
 
 
 class Found:

@@ -89,6 +89,7 @@ class Fixed:
     tolerance: float = 1e-5  # absolute
     grid: tuple[int, int] | None = None  # of position tables `[1, prefix + h * w, D]`
     rows_first: bool = False  # see `sincos_table`
+    required: bool = False  # whether every checkpoint of this kind has it, so that one without is of another kind
 
 
 @dataclasses.dataclass(frozen=True)

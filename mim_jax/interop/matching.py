@@ -142,6 +142,8 @@ class Matching:
 
     def _compare(self, fixed: Fixed) -> None:
         if fixed.name not in self.tensors:
+            if fixed.required and part_of(fixed.path) in self.wanted:
+                self._problem(f"missing in the source; {fixed.remedy}", [fixed.name])
             return
         self.consumed.add(fixed.name)
         if part_of(fixed.path) not in self.wanted:

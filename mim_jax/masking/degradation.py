@@ -81,7 +81,12 @@ class GaussianBlur:
         return jnp.asarray(self.taps)[jax.random.randint(rng, (batch,), 0, len(self.sizes))]
 
     def __call__(self, pixels: jax.Array, taps: jax.Array) -> jax.Array:
-        """`pixels [B, H, W, C]` blurred along columns, then rows; borders are mirrored (OpenCV's reflect-101)."""
+        """`pixels [B, H, W, C]` blurred along columns, then rows; borders are mirrored (OpenCV's reflect-101).
+
+        Isotropic two-dimensional kernels `[B, K, K]` may be given in place of the taps.
+        """
+        if taps.ndim == 3:  # two-dimensional kernels
+            taps = taps.sum(axis=1)
         count = taps.shape[1]
         for axis in (1, 2):
             length = pixels.shape[axis]

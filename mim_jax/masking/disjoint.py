@@ -12,7 +12,7 @@ from mim_jax.masking.token_mask import TokenMask
 
 @struct.dataclass
 class DisjointMasks:
-    """The masks of two views; by hand `DisjointMasks(view1=TokenMask, view2=TokenMask)` or `from_noise`."""
+    """The masks of two views; by hand `DisjointMasks(view1, view2)` of `TokenMask`s, `from_first` or `from_noise`."""
 
     view1: TokenMask
     view2: TokenMask
@@ -20,7 +20,16 @@ class DisjointMasks:
     @classmethod
     def from_noise(cls, noise: jax.Array, num_keep: int) -> DisjointMasks:
         """View 1 keeps the `num_keep` tokens of smallest `noise [B, N]`, view 2 the `num_keep` that follow them."""
-        first = TokenMask.from_noise(noise, num_keep)
+        return cls.from_first(TokenMask.from_noise(noise, num_keep))
+
+    @classmethod
+    def from_first(cls, first: TokenMask) -> DisjointMasks:
+        """View 2 keeps as many tokens as view 1, those that follow in its `order`.
+
+        Raises:
+          ValueError: the rows of `first` keep different numbers of tokens.
+        """
+        num_keep = first.ids_keep.shape[1]
         rank = first.ids_restore
         hidden = (rank < num_keep) | (rank >= 2 * num_keep)
         second = TokenMask(mask=hidden, order=jnp.roll(first.order, -num_keep, axis=1), num_keep=num_keep)

@@ -47,7 +47,8 @@ class FrequencyFilter:
         if kept.all() or not kept.any():
             raise ConfigError(
                 f"frequency.radius {self.radius} keeps {kept.sum()} of {kept.size} frequencies; choose one that keeps "
-                f"some and removes some at image_size {self.image_size[0]}x{self.image_size[1]}."
+                f"some and removes some at image_size {self.image_size[0]}x{self.image_size[1]}, such as "
+                f"{min(self.image_size) / 14:.3g}."
             )
 
     def draw(self, rng: jax.Array, batch: int) -> jax.Array:

@@ -34,11 +34,19 @@ class CroCo(CrossAutoencoder):
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
-        num_patches = self.encoder.num_patches
-        # The official code truncates the number of hidden patches, not that of visible ones.
-        self.num_keep = num_patches - int(num_patches * config.mask_ratio)
         if config.model.class_token:
             raise ConfigError("model.class_token is True; CroCo has none, set it to False.")
+
+    def _count_kept(self) -> int:
+        num_patches, ratio = self.encoder.num_patches, self.config.mask_ratio
+        # The official code truncates the number of hidden patches, not that of visible ones.
+        num_hidden = int(num_patches * ratio)
+        if not 0 < num_hidden < num_patches:
+            raise ConfigError(
+                f"mask_ratio {ratio} hides {num_hidden} of {num_patches} patches; choose one that hides at least one "
+                "and keeps at least one."
+            )
+        return num_patches - num_hidden
 
     def _build_decoder(self) -> cross_decoder.CrossDecoder:
         decoder = self.config.decoder

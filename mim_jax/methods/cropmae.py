@@ -18,7 +18,8 @@ from mim_jax.models.cross_autoencoder import CrossAutoencoder
 class CropMAE(CrossAutoencoder):
     """Reconstructs one crop of an image from two of its patches and another crop of the same image.
 
-    `image` is the masked target (the local crop in the paper's `data.views="global_to_local"`), `view2` the reference.
+    `image` is the masked target (the local crop in the paper's `data.views="global_to_local"`), `view2` the reference;
+    the official code has them the other way round, `imgs[:, 1]` and `imgs[:, 0]`. Dropout is off without an rng.
     The decoder's blocks are post-norm, in the order cross-attention, MLP, self-attention, and its memory gets no
     positions of the decoder.
     """

@@ -132,8 +132,8 @@ class DMJD(Objective):
             {"params": params["encoder"]},
             images,
             ids_keep=mask.ids_keep,
-            deterministic=False,
-            rngs={"drop_path": rng},
+            deterministic=rng is None,
+            rngs=None if rng is None else {"drop_path": rng},
         )
         prediction = self.decoder.apply({"params": params["decoder"]}, latent, mask)
         patches = latent[:, int(self.encoder.class_token) :]

@@ -82,7 +82,11 @@ class IJEPA(Objective):
         # Contexts are stacked on the batch axis, so that one pass encodes them all.
         images = jnp.tile(batch["image"], (len(context_ids), 1, 1, 1))
         latent = self.encoder.apply(
-            encoder, images, ids_keep=jnp.concatenate(context_ids), deterministic=False, rngs={"drop_path": rng}
+            encoder,
+            images,
+            ids_keep=jnp.concatenate(context_ids),
+            deterministic=rng is None,
+            rngs=None if rng is None else {"drop_path": rng},
         )
         prediction = self.predictor.apply({"params": variables["params"]["predictor"]}, latent, context_ids, target_ids)
         loss = optax.losses.huber_loss(prediction, target, delta=1.0).mean()

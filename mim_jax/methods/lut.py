@@ -10,6 +10,7 @@ from mim_jax.contract import Batch, Clock, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.layers.batch_norm import Statistics, initial_statistics
 from mim_jax.masking.disjoint import DisjointMasks, check_disjoint, random_disjoint_masks
+from mim_jax.masking.token_mask import TokenMask
 from mim_jax.models.ema import copy_tree, cosine_momentum, ema
 from mim_jax.models.masked_autoencoder import MaskedAutoencoder
 from mim_jax.models.projection_head import ProjectionHead
@@ -69,14 +70,18 @@ class LUT(MaskedAutoencoder):
         return random_disjoint_masks(rng, batch["image"].shape[0], self.encoder.num_patches, self.num_keep)
 
     def loss(self, variables: Variables, batch: Batch, masks: DisjointMasks, rng: jax.Array, clock: Clock):
-        """`mae + bc_weight * bc`; `bc` is the mean over both directions of `2 - 2 cos(prediction, target)`."""
+        """`mae + bc_weight * bc`; `bc` is the mean over both directions of `2 - 2 cos(prediction, target)`.
+
+        Of a `TokenMask`, view 2 keeps the tokens that follow those of view 1, as in `DisjointMasks.from_first`.
+        """
+        masks = _of_both_views(masks)
         mae, aux = super().loss(variables, batch, masks.view1, rng, clock)
         second = self.encoder.apply(
             {"params": variables["params"]["encoder"]},
             batch["view2"],
             ids_keep=masks.view2.ids_keep,
-            deterministic=False,
-            rngs={"drop_path": jax.random.fold_in(rng, 1)},
+            deterministic=rng is None,
+            rngs=None if rng is None else {"drop_path": jax.random.fold_in(rng, 1)},
         )
         state = variables["state"]
         query1, state = self._query(variables["params"], aux["latent"], state)
@@ -95,7 +100,7 @@ class LUT(MaskedAutoencoder):
 
     def reconstruct(self, variables: Variables, batch: Batch, masks: DisjointMasks) -> dict[str, jax.Array]:
         """View 1: hidden patches from the decoder, visible ones from the image."""
-        return super().reconstruct(variables, batch, masks.view1)
+        return super().reconstruct(variables, batch, _of_both_views(masks).view1)
 
     def _pool(self, latent: jax.Array) -> jax.Array:
         """The mean over tokens but the class token, `[B, D]` float32."""
@@ -113,6 +118,10 @@ class LUT(MaskedAutoencoder):
         statistics = teacher["projector_statistics"]
         x, _ = self.head.apply({"params": teacher["projector"]}, self._pool(latent), statistics, train=False)
         return jax.lax.stop_gradient(x)
+
+
+def _of_both_views(masks: DisjointMasks | TokenMask) -> DisjointMasks:
+    return DisjointMasks.from_first(masks) if isinstance(masks, TokenMask) else masks
 
 
 def _distance(x: jax.Array, y: jax.Array) -> jax.Array:

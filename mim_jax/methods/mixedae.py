@@ -34,8 +34,12 @@ class MixedAE(Objective):
 
     From the abstract and introduction: mixing, homologous attention by top-K, the contrastive loss, segment embeddings,
     an overhead of about 3 %. The numbers (K, temperature, weight, all blocks) and what the paper's text did not tell us
-    (how owners are drawn, means in the contrastive loss, the class token outside K) are sensible readings: every one is
-    a field below. The mode that encodes `group_size` mixed images per group is not offered.
+    (how owners are drawn, means in the contrastive loss, the class token outside K, how segments are initialised) are
+    sensible readings, most of them fields below. The mode that encodes `group_size` mixed images per group is not
+    offered.
+
+    Segments that start far smaller than the positions (0.02 beside sin-cos tables of 0.7) leave the contrast at chance,
+    `log(N - 1)`, for hundreds of steps, in which all tokens grow alike; from 0.2 on it falls at once.
     """
 
     @classmethod
@@ -52,6 +56,7 @@ class MixedAE(Objective):
                 decoder=pixel_decoder.default_config(),
                 group_size=4,  # images in a mixed one; 1 / mixing ratio
                 homologous=homologous,
+                segment_std=0.02,  # initial standard deviation of the segment embeddings
                 contrast_weight=0.1,
                 contrast_temperature=0.25,
                 norm_pix_loss=True,
@@ -99,7 +104,7 @@ class MixedAE(Objective):
         latent, encoder = self.encoder.init_with_output(encoder_rng, images, ids_keep=mask.ids_keep)
         decoder = self.decoder.init(decoder_rng, latent, mask)
         shape = (self.config.group_size, self.encoder.width)
-        segment = nn.initializers.normal(0.02)(segment_rng, shape, jnp.float32)
+        segment = nn.initializers.normal(self.config.segment_std)(segment_rng, shape, jnp.float32)
         return {
             "params": {
                 "encoder": encoder["params"],

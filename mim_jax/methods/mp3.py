@@ -91,9 +91,9 @@ class MP3(Objective):
             {"params": params["encoder"]},
             batch["image"],
             ids_keep=masks.order,
-            num_keys=self.num_context,
-            deterministic=False,
-            rngs={"drop_path": rng},
+            num_keys=masks.ids_keep.shape[1],
+            deterministic=rng is None,
+            rngs=None if rng is None else {"drop_path": rng},
         )
         logits = self.head.apply({"params": params["head"]}, latent).astype(jnp.float32)
         logits = jnp.take_along_axis(logits, masks.ids_restore[:, :, None], axis=1)

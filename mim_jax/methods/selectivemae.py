@@ -85,7 +85,10 @@ class SelectiveMAE(Objective):
         return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}}
 
     def masks(self, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock) -> SelectedTokens:
-        """Which patches are seen and which predicted; the curriculum stands where `clock` says."""
+        """Which patches are seen and which predicted; the curriculum stands where `clock.progress` says.
+
+        With `curriculum.epochs=None` it stands where `clock.epoch` says.
+        """
         images = batch["image"]
         scores = patch_scores(images, self.encoder.patch_size, self.config.score)
         tokens = None
@@ -108,6 +111,7 @@ class SelectiveMAE(Objective):
         `aux["prediction"]` and `aux["target"]` are `[B, R, p*p*C]`, of those patches alone.
         """
         del clock
+        masks = SelectedTokens(*masks)
         latent, prediction = self._forward(variables, batch["image"], masks, rng)
         target = self._patches(batch["image"], masks.predicted)
         if self.config.norm_pix_loss:
@@ -125,6 +129,7 @@ class SelectiveMAE(Objective):
 
         With `norm_pix_loss` a prediction says nothing of a patch's mean and contrast: those of the true patch are used.
         """
+        masks = SelectedTokens(*masks)
         _, prediction = self._forward(variables, batch["image"], masks, None)
         if self.config.norm_pix_loss:
             mean, deviation = patch_statistics(self._patches(batch["image"], masks.predicted))

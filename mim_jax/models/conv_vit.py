@@ -217,7 +217,7 @@ def build(config: ConfigDict, *, final_norm: bool = True, fusion: bool = True) -
     Raises:
       ConfigError: sizes that do not divide, or something a ViT has and this encoder has not.
     """
-    plain = vit.build(config, final_norm=final_norm)  # checks what the two have in common
+    plain = vit.build(config, final_norm=final_norm, backbone="conv_vit")  # checks what the two have in common
     model, stages = config.model, config.model.stages
     if model.class_token or model.relative_bias:
         key = "class_token" if model.class_token else "relative_bias"

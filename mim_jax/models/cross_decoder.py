@@ -26,7 +26,7 @@ from mim_jax.models.vit import ViT, check_heads
 _FUSED_XAVIER = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 
 
-class _CrossBlock(nn.Module):
+class CrossBlock(nn.Module):
     """What both kinds of blocks consist of; `norm_first` says in which order."""
 
     heads: int
@@ -77,6 +77,43 @@ class _CrossBlock(nn.Module):
 
     def _drop(self, branch: jax.Array) -> jax.Array:
         return nn.Dropout(self.dropout, deterministic=False)(branch) if self.dropout > 0.0 else branch
+
+
+class CrossBlockStack(nn.Module):
+    """`depth` blocks whose parameters are stacked on a leading layer axis, under `blocks`, like `BlockStack`'s."""
+
+    depth: int
+    heads: int
+    mlp_hidden: int
+    norm_first: bool = True
+    dropout: float = 0.0
+    init_scheme: str = "xavier"
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, memory: jax.Array, rotation: Rotation | None = None) -> jax.Array:
+        """Applies all blocks to `x [B, Q, d]`; each looks at the same `memory [B, K, d]`."""
+        block = CrossBlock
+        if self.compute.remat_policy is not None:
+            block = nn.remat(block, policy=self.compute.remat_policy, prevent_cse=not self.compute.scans)
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast,) * 3,
+            length=self.depth,
+            unroll=1 if self.compute.scans else self.depth,
+        )
+        blocks = scanned(
+            heads=self.heads,
+            mlp_hidden=self.mlp_hidden,
+            norm_first=self.norm_first,
+            dropout=self.dropout,
+            init_scheme=self.init_scheme,
+            compute=self.compute,
+            name="blocks",
+        )
+        return blocks(x, memory, rotation, rotation)[0]
 
 
 class CrossDecoder(nn.Module):
@@ -132,33 +169,20 @@ class CrossDecoder(nn.Module):
         rotation = None
         if self.position == "rope":
             rotation = grid_rotation(self.grid, self.width // self.heads, prefix=prefix)
-        x = self._blocks(x.astype(dtype), memory, rotation, 0.0 if deterministic else self.dropout)
+        stack = CrossBlockStack(
+            self.depth,
+            self.heads,
+            self.mlp_hidden,
+            self.norm_first,
+            0.0 if deterministic else self.dropout,
+            self.init_scheme,
+            self.compute,
+            name="stack",
+        )
+        x = stack(x.astype(dtype), memory, rotation)
         x = layer_norm(self.compute, "norm")(x)
         x = nn.Dense(self.output_dim, dtype=dtype, kernel_init=scheme.kernel, name="prediction")(x[:, prefix:])
         return x.astype(jnp.float32)
-
-    def _blocks(self, x: jax.Array, memory: jax.Array, rotation: Rotation | None, dropout: float) -> jax.Array:
-        block = _CrossBlock
-        if self.compute.remat_policy is not None:
-            block = nn.remat(block, policy=self.compute.remat_policy, prevent_cse=not self.compute.scans)
-        scanned = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast,) * 3,
-            length=self.depth,
-            unroll=1 if self.compute.scans else self.depth,
-        )
-        blocks = scanned(
-            heads=self.heads,
-            mlp_hidden=self.mlp_hidden,
-            norm_first=self.norm_first,
-            dropout=dropout,
-            init_scheme=self.init_scheme,
-            compute=self.compute,
-            name="blocks",
-        )
-        return blocks(x, memory, rotation, rotation)[0]
 
 
 def build(config: ConfigDict, encoder: ViT, *, mlp_hidden: int, dropout: float = 0.0, **kind: Any) -> CrossDecoder:

@@ -8,6 +8,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
+from mim_jax.errors import ConfigError
 from mim_jax.masking.random import random_mask
 from mim_jax.masking.token_mask import TokenMask, num_kept
 from mim_jax.models import pixel_decoder, vit
@@ -40,7 +41,9 @@ class MaskedAutoencoder(Objective):
         super().__init__(config)
         self.encoder = self._build_encoder()
         self.decoder = self._build_decoder()
-        self.num_keep = num_kept(self.encoder.num_patches, config.mask_ratio)
+        if config.model.relative_bias:
+            raise ConfigError("model.relative_bias is True; it needs all patches, but an autoencoder drops some.")
+        self.num_keep = self._count_kept()
 
     def init(self, rng: jax.Array, batch: Batch) -> Variables:
         """`{"params": {"encoder", "decoder"}}`."""
@@ -69,7 +72,7 @@ class MaskedAutoencoder(Objective):
         }
 
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
-        """Features of intact images; `pooled` is the class token after the final norm."""
+        """Features of intact images; `pooled` is what `model.pool` says, after the final norm."""
         return self.encoder.split(self.encoder.apply({"params": variables["params"]["encoder"]}, images))
 
     def reconstruct(self, variables: Variables, batch: Batch, masks: TokenMask) -> dict[str, jax.Array]:
@@ -83,6 +86,10 @@ class MaskedAutoencoder(Objective):
             mean, deviation = patch_statistics(pixel_target(batch["image"], self.encoder.patch_size, False))
             prediction = prediction * deviation + mean
         return masked_pictures(batch["image"], prediction, masks.mask, self.encoder.patch_size)
+
+    def _count_kept(self) -> int:
+        """Visible patches of an image; raises ConfigError where none would be visible, or none hidden."""
+        return num_kept(self.encoder.num_patches, self.config.mask_ratio)
 
     def _build_encoder(self) -> nn.Module:
         return vit.build(self.config)

@@ -195,13 +195,20 @@ def default_config() -> ConfigDict:
     )
 
 
-def build(config: ConfigDict, *, mask_token: bool = False, final_norm: bool = True) -> ViT:
+def build(config: ConfigDict, *, mask_token: bool = False, final_norm: bool = True, backbone: str = "vit") -> ViT:
     """The encoder a run's `config` asks for (`image_size`, `model`, `compute`).
 
+    `backbone` is the name of the kind that is built of it, if it is but a part of that.
+
     Raises:
-      ConfigError: sizes that do not divide, or an unknown choice.
+      ConfigError: another `model.backbone`, sizes that do not divide, or an unknown choice.
     """
     model = config.model
+    if model.backbone != backbone:
+        raise ConfigError(
+            f"model.backbone is {model.backbone!r}, which {config.method or config.task} does not work with; set it to "
+            f"{backbone!r}."
+        )
     check_heads(model.width, model.heads, "model")
     if model.depth < 1:
         raise ConfigError(f"model.depth is {model.depth}; an encoder needs at least one block.")

@@ -190,6 +190,8 @@ def _is_hidden_matrix(name: str) -> bool:
 def _muon_axes(name: str, leaf: Any) -> contrib.MuonDimensionNumbers:
     if name.endswith("qkv/kernel"):  # [L, D, 3, H, Dh]: query, key and value are matrices of their own
         return contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(3, 4))
+    if re.search(r"/(query|key|value)/kernel$", name):  # [L, D, H, Dh]
+        return contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2, 3))
     last = len(leaf.shape) - 1
     return contrib.MuonDimensionNumbers(reduction_axis=tuple(range(1, last)), output_axis=(last,))
 

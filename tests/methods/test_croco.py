@@ -13,7 +13,7 @@ import mim_jax
 from mim_jax.errors import ConfigError, WeightsError
 from tests.methods import cross_peers
 from tests.methods.test_cropmae import assert_equal, pytorch
-from tests.tiny import ROOT, clock
+from tests.tiny import ROOT, clock, tiny_config
 
 LAYOUT = "naver/croco"
 KEY = jax.random.key(0)
@@ -104,6 +104,23 @@ def test_weights_of_version_1_do_not_fit_version_2():
         mim_jax.import_weights(make("rope"), peer_of("sincos").state_dict(), LAYOUT)
 
 
+def test_weights_of_version_2_do_not_fit_version_1():
+    with pytest.raises(WeightsError, match="set model.position to .*: dec_pos_embed|enc_pos_embed"):
+        mim_jax.import_weights(make("sincos"), peer_of("rope").state_dict(), LAYOUT)
+
+
+@pytest.mark.parametrize(("image_size", "kept"), [(32, 1), (48, 1)])
+def test_grids_of_few_patches_keep_one(image_size, kept):
+    changes = {"image_size": image_size, "model.patch_size": 16}
+    assert mim_jax.create(tiny_config("croco", changes)).num_keep == kept
+
+
+@pytest.mark.parametrize("ratio", [0.01, 1.0])
+def test_a_ratio_that_hides_none_or_all_is_refused(ratio):
+    with pytest.raises(ConfigError, match="mask_ratio .* hides"):
+        mim_jax.create(tiny_config("croco", {"mask_ratio": ratio}))
+
+
 def test_exactly_the_truncated_number_of_patches_is_hidden():
     for name, hidden, patches in (("croco_vit_b16_habitat", 176, 196), ("croco_fashion_mnist", 44, 49)):
         objective = mim_jax.create(mim_jax.load_config(str(ROOT / f"configs/{name}.py")))
@@ -131,9 +148,9 @@ def test_gradients_reach_the_other_view_and_no_hidden_pixel(position, batch, mas
 
 def test_without_cross_attention_the_other_view_is_not_seen(position, batch, masks):
     params = variables_of(position)["params"]
-    blocks = params["decoder"]["blocks"]
+    blocks = params["decoder"]["stack"]["blocks"]
     silent = {**blocks["cross_attention"], "out": jax.tree.map(jnp.zeros_like, blocks["cross_attention"]["out"])}
-    deaf = {**params, "decoder": {**params["decoder"], "blocks": {**blocks, "cross_attention": silent}}}
+    deaf = {**params, "decoder": {**params["decoder"], "stack": {"blocks": {**blocks, "cross_attention": silent}}}}
     other = {**batch, "view2": batch["view2"][::-1]}
     for weights, same in ((deaf, True), (params, False)):
         one, two = (predictor(position)({"params": weights}, b, masks)["prediction"] for b in (batch, other))

@@ -123,9 +123,9 @@ def test_the_prediction_depends_on_the_reference_through_cross_attention_alone(v
     before, after = (predict(variables, b, masks)["prediction"] for b in (batch, other))
     assert np.abs(before - after).max() > 1e-2
     params = variables["params"]
-    blocks = params["decoder"]["blocks"]
+    blocks = params["decoder"]["stack"]["blocks"]
     silent = {**blocks["cross_attention"], "out": jax.tree.map(jnp.zeros_like, blocks["cross_attention"]["out"])}
-    deaf = {**params, "decoder": {**params["decoder"], "blocks": {**blocks, "cross_attention": silent}}}
+    deaf = {**params, "decoder": {**params["decoder"], "stack": {"blocks": {**blocks, "cross_attention": silent}}}}
     before, after = (predict({"params": deaf}, b, masks)["prediction"] for b in (batch, other))
     np.testing.assert_array_equal(before, after)
 
@@ -206,7 +206,7 @@ def test_a_reference_that_shows_the_answer_is_copied():
 
 def test_torchs_fused_projection_is_initialised_as_one_matrix():
     objective = make()
-    blocks = jax.jit(objective.init)(KEY, objective.batch_spec())["params"]["decoder"]["blocks"]
+    blocks = jax.jit(objective.init)(KEY, objective.batch_spec())["params"]["decoder"]["stack"]["blocks"]
     for name in ("query", "key", "value"):
         largest = np.abs(blocks["cross_attention"][name]["kernel"]).max()
         assert 0.9 * np.sqrt(6 / 32) < largest <= np.sqrt(6 / 32)

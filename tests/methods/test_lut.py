@@ -9,6 +9,7 @@ import mim_jax
 from mim_jax.errors import ConfigError
 from mim_jax.interop import WeightsWarning
 from mim_jax.masking.disjoint import DisjointMasks
+from mim_jax.masking.token_mask import TokenMask
 from mim_jax.training.schedules import peak_learning_rate
 from tests.interop import test_official_layouts as official
 from tests.tiny import ROOT, clock, synthetic_batch
@@ -71,6 +72,19 @@ def network_state(seed):
 @pytest.fixture(scope="module")
 def checkpoint():
     return {"model": network_state(0), "state_dict_ema": network_state(1), "epoch": 3}
+
+
+@pytest.mark.parametrize("prefix", ["", "ema.", "module.ema.", "ema.module."])
+@pytest.mark.parametrize("container", ["state_dict_ema", "model_ema"])
+def test_the_ema_network_goes_by_several_names(lut, checkpoint, variables, container, prefix):
+    renamed = {prefix + name: tensor for name, tensor in checkpoint["state_dict_ema"].items()}
+    same = mim_jax.import_weights(lut, {"model": checkpoint["model"], container: renamed}, LAYOUT, strict=True)
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
+
+
+def test_of_one_mask_both_views_follow(variables, batch, noise, masks, loss):
+    one = TokenMask.from_noise(noise, masks.view1.num_keep)
+    assert loss(variables, batch, one)[0] == loss(variables, batch, masks)[0]
 
 
 @pytest.fixture(scope="module")

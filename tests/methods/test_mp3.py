@@ -84,6 +84,15 @@ def test_permuting_the_patches_permutes_the_logits(batch, masks, logits):
     np.testing.assert_allclose(logits(images, permuted), logits(batch["image"], masks)[:, order], atol=1e-5, rtol=1e-5)
 
 
+def test_the_context_is_what_the_mask_keeps(variables, batch, logits):
+    noise = jax.random.uniform(jax.random.key(5), (3, 16))
+    masks = TokenMask.from_noise(noise, 8)
+    other = mim_jax.create({**TINY, "mask_ratio": 0.5})
+    assert other.num_context == 8
+    _, aux = jax.jit(lambda m: other.loss(variables, batch, m, KEY, clock()))(masks)
+    np.testing.assert_array_equal(logits(batch["image"], masks), aux["prediction"])
+
+
 def test_a_zero_head_gives_the_logarithm_of_the_places(batch, masks):
     objective = mim_jax.create({**TINY, "zero_head": True})
     variables = jax.jit(lambda: objective.init(KEY, batch))()

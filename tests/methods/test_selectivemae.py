@@ -149,6 +149,8 @@ def test_end_to_end(state, variables, images, selected, tmp_path):
     official.assert_equal(loss, losses.mean())
     assert set(aux["terms"]) == {"reconstruction"}
     official.assert_round_trip(objective, variables, LAYOUT, state, tmp_path)
+    by_hand, _ = jax.jit(objective.loss)(variables, official.as_batch(images), tuple(selected), KEY, clock())
+    assert by_hand == loss
 
 
 def test_the_selection_sees_embedded_patches_with_their_positions(state, variables, images):

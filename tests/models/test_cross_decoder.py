@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mim_jax.layers.rotary import grid_rotation
-from mim_jax.models.cross_decoder import CrossDecoder, _CrossBlock
+from mim_jax.models.cross_decoder import CrossBlock, CrossDecoder
 from mim_jax.models.vit import ViT
 
 
@@ -22,7 +22,7 @@ def tokens():
 
 
 def test_a_post_norm_block_gives_normalised_tokens(tokens):
-    block = _CrossBlock(heads=2, mlp_hidden=24, norm_first=False)
+    block = CrossBlock(heads=2, mlp_hidden=24, norm_first=False)
     params = block.init(jax.random.key(2), *tokens)["params"]
     y, _ = block.apply({"params": params}, *tokens)  # the norms' scale is 1 and their bias 0 at first
     np.testing.assert_allclose(y.mean(axis=-1), np.zeros((2, 9)), atol=1e-5)
@@ -31,7 +31,7 @@ def test_a_post_norm_block_gives_normalised_tokens(tokens):
 
 def test_memory_is_a_set_of_tokens_with_places(tokens):
     x, memory = tokens
-    block, rotation = _CrossBlock(heads=2, mlp_hidden=24, norm_first=True), grid_rotation((3, 3), 8)
+    block, rotation = CrossBlock(heads=2, mlp_hidden=24, norm_first=True), grid_rotation((3, 3), 8)
     params = randomised(block.init(jax.random.key(2), x, memory)["params"])
     order = jax.random.permutation(jax.random.key(3), 9)
     moved = jax.tree.map(lambda leaf: leaf[:, order], rotation)

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+import mim_jax
 from mim_jax.errors import ConfigError
 
 
@@ -97,22 +98,34 @@ def test_results_of_other_lengths_are_not_mixed(tools, tmp_path):
         earlier(file, {"steps": 5, "batch_size": 8})
 
 
+def test_the_suite_changes_the_config_and_the_command_line_that(tools):
+    reproduce = tools["reproduce"]
+    suite, rows = reproduce.read_suite("family_a")
+    for row in rows:
+        config = reproduce.run_config(row, 7, {"steps": 40, "batch_size": 8}, suite["overrides"])
+        assert (config.seed, config.duration, config.schedule.warmup) == (7, "40 steps", "4 steps")
+        assert (config.batch_size, config.model.width, config.model.depth) == (8, 64, 2)
+        mim_jax.create(config)
+
+
 def test_a_run_is_trained_and_evaluated(tools, tmp_path):
     overrides = {
         "data.source": "synthetic:64",
-        "model.width": "16",
-        "model.heads": "2",
-        "model.depth": "1",
-        "decoder.width": "16",
-        "evaluation.knn.k": "(2,)",
-        "evaluation.batch_size": "16",
-        "evaluation.linear.batch_size": "16",
-        "evaluation.linear.epochs": "1",
-        "evaluation.linear.warmup_epochs": "0",
+        "model.width": 16,
+        "model.heads": 2,
+        "model.depth": 1,
+        "decoder.width": 16,
+        "evaluation.knn.k": (2,),
+        "evaluation.batch_size": 16,
+        "evaluation.linear.batch_size": 16,
+        "evaluation.linear.epochs": 1,
+        "evaluation.linear.warmup_epochs": 0,
         "log.every": "1 steps",
     }
+    settings = {"steps": 3, "batch_size": 8}
     row = tools["suite_report"].Row("mae", "mae_fashion_mnist", "", "unsaid")
-    found = tools["reproduce"].measure(row, 3, {"steps": 3, "batch_size": 8}, overrides, tmp_path, "train")
+    config = tools["reproduce"].run_config(row, 3, settings, overrides)
+    found = tools["reproduce"].measure(row, 3, settings, config, tmp_path, "train")
     assert set(found) == set(result("mae", 0, 0.0))
     assert (found["seed"], found["steps"]) == (3, 3)
     assert 0 <= found["linear_pretrained"] <= 100 and found["loss_last"] > 0

@@ -16,7 +16,7 @@ def layout(context: Context) -> Layout:
     decoder_rules, decoder_fixed = context.positions(
         "decoder_pos_embed", decoder, decoder_width, config.model.class_token
     )
-    name, path = "decoder_blocks.{i}", f"{decoder}/blocks"
+    name, path = "decoder_blocks.{i}", f"{decoder}/stack/blocks"
     cross = f"{name}.multihead_attn"
     return Layout(
         rules=(

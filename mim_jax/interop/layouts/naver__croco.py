@@ -14,14 +14,14 @@ def layout(context: Context) -> Layout:
     """Rules for the encoder and the pre-norm cross decoder."""
     context.require_backbone("vit")
     config, encoder, decoder = context.config, context.encoder, "params/decoder"
-    name, path = "dec_blocks.{i}", f"{decoder}/blocks"
+    name, path = "dec_blocks.{i}", f"{decoder}/stack/blocks"
     widths = {"enc_pos_embed": (encoder, config.model.width)}
     if decoder in context.parts:
         widths["dec_pos_embed"] = (decoder, config.decoder.width)
     fixed = ()
     if config.model.position == "sincos":
         fixed = tuple(
-            Fixed(table, f"{part}/position/table", sincos_table(context.grid, width), _REMEDY)
+            Fixed(table, f"{part}/position/table", sincos_table(context.grid, width), _REMEDY, required=True)
             for table, (part, width) in widths.items()
         )
     return Layout(

@@ -10,6 +10,8 @@ from mim_jax.interop.blocks import WRAPPERS, classifier, linear, norm, timm_bloc
 from mim_jax.interop.layout import Context, Ignored, Layout, Rule
 
 TEACHER = "state_dict_ema"
+# What the official training saves, and what it reads to resume.
+_TEACHERS = ((rf"^(?:model_ema|{TEACHER})\.(?:module\.)?(?:ema\.)?(?:module\.)?", f"{TEACHER}."),)
 
 
 def layout(context: Context) -> Layout:
@@ -61,8 +63,8 @@ def layout(context: Context) -> Layout:
         fixed=tuple(fixed),
         ignored=ignored,
         may_miss=(f"{encoder}/mask_token",),
-        containers=("model", "state_dict", TEACHER),
-        renames=WRAPPERS,
+        containers=("model", "state_dict", TEACHER, "model_ema"),
+        renames=(*_TEACHERS, *WRAPPERS),
     )
 
 
