@@ -23,7 +23,7 @@ demo: $(STAMP)-package ## pre-train MAE on Fashion-MNIST and evaluate it (5 minu
 	@$(BIN)/python tools/demo.py
 
 test: $(STAMP)-test lint ## ruff and the test-suite
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --ignore=tests/reliability $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist=loadgroup --ignore=tests/reliability $(PYTEST_ARGS)
 
 test-reliability: $(STAMP)-test ## kills, damage, full disks, hostile files
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist=loadfile tests/reliability $(PYTEST_ARGS)

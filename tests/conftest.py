@@ -8,6 +8,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -16,3 +17,22 @@ jax.config.update("jax_legacy_prng_key", "error")
 jax.config.update("jax_disable_most_optimizations", True)
 # A run keeps what it compiles in its work directory; tests should neither fill theirs nor find each other's.
 jax.config.update("jax_enable_compilation_cache", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_compiled_programs_go():
+    """A worker that keeps what all modules compiled needs gigabytes."""
+    yield
+    jax.clear_caches()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist=loadgroup` one worker gets all tests that share what they compile.
+
+    These are the tests of a file, in the contract suite those of a method. Tests of configs share nothing.
+    """
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        if not file.startswith("tests/configs/"):
+            parameters = item.callspec.params if hasattr(item, "callspec") else {}
+            item.add_marker(pytest.mark.xdist_group(f"{file}:{parameters.get('subject', '')}"))

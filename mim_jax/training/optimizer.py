@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from optax import contrib
 
 from mim_jax.errors import ConfigError
-from mim_jax.training.paths import STACKED, map_with_name, matches
+from mim_jax.training.paths import LAYERED, STACKED, map_with_name, matches
 from mim_jax.training.schedules import Schedule
 
 # Parts of an encoder that precede its blocks: layer 0 of the layer-wise decay.
@@ -120,7 +120,7 @@ def scale_by_layer_trust_ratio(coefficient: float, mask: Any) -> optax.GradientT
     def ratio(name, u, p, m):
         if not m:
             return u
-        axes = tuple(range(1 if STACKED in name else 0, u.ndim))
+        axes = tuple(range(1 if LAYERED in name else 0, u.ndim))
         norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))  # noqa: E731
         p_norm, u_norm = norm(p), norm(u)
         safe = jnp.where(u_norm > 0.0, u_norm, jnp.ones((), u_norm.dtype))

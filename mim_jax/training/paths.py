@@ -10,8 +10,10 @@ import jax
 
 from mim_jax.errors import ConfigError
 
-# Leaves below this folder carry a leading layer axis (mim_jax/layers/block.py).
+# Leaves below this folder are of a transformer's blocks and carry a leading layer axis (mim_jax/layers/block.py).
 STACKED = "stack/blocks/"
+# So do those of other stacks, such as convolutions.
+LAYERED = "/blocks/"
 
 
 def path_name(path: Sequence[Any]) -> str:
