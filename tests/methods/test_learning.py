@@ -6,6 +6,7 @@ For all methods, from several seeds, `tools/reproduce.py` does what this does (d
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,14 +23,14 @@ OVERRIDES = {
     "model.depth": 2,
     "model.width": 64,
     "model.heads": 2,
-    "duration": "150 steps",
+    "duration": "300 steps",
     "batch_size": 128,
-    "schedule.warmup": "25 steps",
+    "schedule.warmup": "50 steps",
     "optimizer.lr": 2e-3,
-    "checkpoint.every": "150 steps",
-    "log.every": "25 steps",
+    "checkpoint.every": "300 steps",
+    "log.every": "50 steps",
     "log.tensorboard": False,
-    "evaluation.every": "150 steps",
+    "evaluation.every": "300 steps",
     "evaluation.tasks": ("knn",),
 }
 
@@ -62,7 +63,17 @@ def read_pair(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     return images[..., None], read_idx(folder / "train-labels-idx1-ubyte.gz")[:8000]
 
 
+@pytest.fixture
+def optimised():
+    """Unlike other tests these run for longer than they compile."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("method", POLES)
 def test_training_lowers_the_loss_and_beats_random_features(method, fashion_mnist, tmp_path):
     config = mim_jax.load_config(str(ROOT / "configs" / f"{method}_fashion_mnist.py"))
