@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.decoder.update(width=64, depth=1, heads=2)
 
     config.group_size = 4
-    config.segment_std = 0.2  # with 0.02 the contrast would not leave chance in so short a run
+    config.segment_std = 0.5  # with 0.02 the contrast would not leave chance in so short a run
     config.norm_pix_loss = False  # most border patches are plain black: nothing to normalise
 
     config.optimizer.update(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)

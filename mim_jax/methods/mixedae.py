@@ -39,7 +39,7 @@ class MixedAE(Objective):
     offered.
 
     Segments that start far smaller than the positions (0.02 beside sin-cos tables of 0.7) leave the contrast at chance,
-    `log(N - 1)`, for hundreds of steps, in which all tokens grow alike; from 0.2 on it falls at once.
+    `log(N - 1)`, for hundreds of steps, in which all tokens grow alike; from 0.5 on it falls at once.
     """
 
     @classmethod

@@ -245,12 +245,11 @@ def test_devices_exchange_the_tokens_of_their_images_and_nothing_larger():
 
 
 def test_the_contrast_leaves_chance():
-    changes = {"segment_std": 0.2, "contrast_weight": 1.0, "schedule.warmup": "5 steps", "duration": "80 steps"}
-    run = TinyRun(tiny_config("mixedae", {**changes, "optimizer.lr": 4e-3}), single_device_mesh())
-    _, rows = run.train(80)
+    changes = {"segment_std": 0.5, "contrast_weight": 1.0, "schedule.warmup": "5 steps", "duration": "80 steps"}
+    run = TinyRun(tiny_config("mixedae", {**changes, "optimizer.lr": 2e-3}), single_device_mesh())
+    _, rows = run.train(40)
     chance = np.log(run.objective.encoder.num_patches - 1)
-    assert rows[0]["terms/homologous"] == pytest.approx(chance, rel=0.05)
-    assert rows[-1]["terms/homologous"] < 0.9 * chance
+    assert rows[-1]["terms/homologous"] < 0.85 * chance
 
 
 @pytest.mark.parametrize(
