@@ -24,8 +24,13 @@ from jax.sharding import PartitionSpec as P
 from mim_jax import masking
 from mim_jax.errors import ConfigError
 from mim_jax.masking.color_noise import COLORS, color_noise, noise_mask
+from mim_jax.masking.disjoint import DisjointMasks, random_disjoint_masks
+from mim_jax.masking.disjoint_cells import DisjointCellSampler, DisjointViews
+from mim_jax.masking.frequency import FrequencyFilter, low_pass
 from mim_jax.masking.hard import hard_mask
+from mim_jax.masking.mixed import random_owners
 from mim_jax.masking.multiblock import MultiBlockSampler
+from mim_jax.masking.progressive import SelectedTokens, TokenSelector
 from mim_jax.masking.random import check_cells, num_hidden_cells, random_cell_mask, random_mask
 from mim_jax.masking.token_mask import TokenMask, num_kept, take_tokens
 from tests.evaluation.meshes import mesh_of
@@ -151,7 +156,108 @@ def sample_hard(rng: jax.Array, batch: int, num_tokens: int, keep: int, num_hard
     return hard_mask(rng, scores, num_hard, keep)
 
 
+@st.composite
+def disjoint_tokens(draw) -> dict[str, Any]:
+    keep = draw(st.integers(1, 100))
+    return dict(num_tokens=2 * keep + draw(st.integers(0, 50)), num_keep=keep)
+
+
+def check_disjoint_masks(masks: DisjointMasks, batch: int, num_tokens: int, num_keep: int) -> None:
+    for view in (masks.view1, masks.view2):
+        check_token_mask(view, batch, num_tokens, num_keep)
+    assert (np.asarray(masks.view1.mask) | np.asarray(masks.view2.mask)).all()  # none is visible twice
+
+
+@st.composite
+def disjoint_cells(draw) -> dict[str, Any]:
+    rows, columns = (draw(st.sampled_from((3, 5, 7, 8, 13))) for _ in range(2))
+    cell = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    grid = (rows * cell[0], columns * cell[1])
+    return dict(grid=grid, cell=cell, mask_ratio=draw(st.sampled_from([0.5, 0.6, 0.75])))
+
+
+def check_disjoint_views(views: DisjointViews, batch: int, **sizes: Any) -> None:
+    sampler = DisjointCellSampler(**sizes)
+    (height, width), (ch, cw) = sampler.grid, sampler.cell
+    for view in views:
+        check_token_mask(view, batch, height * width, sampler.visible_cells * ch * cw)
+        blocks = np.asarray(view.mask).reshape(batch, height // ch, ch, width // cw, cw)
+        assert (blocks.all(axis=(2, 4)) == blocks.any(axis=(2, 4))).all()
+
+
+@st.composite
+def groups(draw) -> dict[str, Any]:
+    group_size = draw(st.integers(1, 6))
+    return dict(num_patches=group_size * draw(st.integers(1, 60)), group_size=group_size)
+
+
+def check_owners(owners: jax.Array, batch: int, num_patches: int, group_size: int) -> None:
+    assert owners.shape == (batch, num_patches) and owners.dtype == np.int32
+    for row in np.asarray(owners):
+        np.testing.assert_array_equal(np.bincount(row, minlength=group_size), num_patches // group_size)
+
+
+@st.composite
+def selections(draw) -> dict[str, Any]:
+    return dict(num_tokens=draw(st.integers(20, 300)), mask_ratio=draw(st.sampled_from([0.5, 0.75, 0.85])))
+
+
+def sample_selection(rng: jax.Array, batch: int, num_tokens: int, mask_ratio: float) -> SelectedTokens:
+    selector = TokenSelector(num_tokens, mask_ratio, selection="random")
+    return selector(rng, jnp.zeros((batch, num_tokens), jnp.float32), None, 0)
+
+
+def check_selection(selected: SelectedTokens, batch: int, num_tokens: int, mask_ratio: float) -> None:
+    visible, predicted = map(np.asarray, selected)
+    assert visible.shape == (batch, int(num_tokens * (1 - mask_ratio)))
+    assert predicted.shape == (batch, int(num_tokens * 0.25)) and (np.diff(predicted, axis=1) > 0).all()
+    for row in np.concatenate([visible, predicted], axis=1):
+        assert len(set(row)) == len(row) and row.min() >= 0 and row.max() < num_tokens
+
+
+@st.composite
+def frequencies(draw) -> dict[str, Any]:
+    size = (draw(st.integers(4, 40)), draw(st.integers(4, 40)))
+    return dict(image_size=size, radius=draw(st.floats(1.0, min(size) / 2)))
+
+
+def check_frequencies(kept: jax.Array, batch: int, image_size: tuple, radius: float) -> None:
+    low = low_pass(image_size, radius)
+    assert kept.shape == (batch, *image_size) and kept.dtype == bool
+    assert all((row == low).all() or (row != low).all() for row in np.asarray(kept))
+
+
 FAMILIES = {
+    "random_disjoint_masks": Family(
+        disjoint_tokens(),
+        (dict(num_tokens=196, num_keep=49), dict(num_tokens=2, num_keep=1)),
+        lambda rng, batch, **sizes: random_disjoint_masks(rng, batch, **sizes),
+        check_disjoint_masks,
+    ),
+    "DisjointCellSampler": Family(
+        disjoint_cells(),
+        (dict(grid=(14, 14)), dict(grid=(7, 5), cell=(1, 1), mask_ratio=0.75)),
+        lambda rng, batch, **sizes: DisjointCellSampler(**sizes)(rng, batch),
+        check_disjoint_views,
+    ),
+    "random_owners": Family(
+        groups(),
+        (dict(num_patches=196, group_size=4), dict(num_patches=3, group_size=3)),
+        lambda rng, batch, **sizes: random_owners(rng, batch, **sizes),
+        check_owners,
+    ),
+    "TokenSelector": Family(
+        selections(),
+        (dict(num_tokens=196, mask_ratio=0.85), dict(num_tokens=23, mask_ratio=0.5)),
+        sample_selection,
+        check_selection,
+    ),
+    "FrequencyFilter": Family(
+        frequencies(),
+        (dict(image_size=(224, 224), radius=16.0), dict(image_size=(7, 12), radius=2.0)),
+        lambda rng, batch, **sizes: FrequencyFilter(**sizes).draw(rng, batch),
+        check_frequencies,
+    ),
     "color_noise": Family(
         colors(),
         (dict(grid=(14, 14), color="green", field=64, keep=49), dict(grid=(2, 7), color="red", field=7, keep=3)),
@@ -197,6 +303,12 @@ PARTS = {"Windows", "cut_windows", "draw_windows", "gaussian_response", "load_st
     "num_kept",
     "num_hidden_cells",
     "check_cells",
+    "tokens_per_cell",
+    "Visible",
+    *("DisjointMasks", "check_disjoint", "DisjointViews"),
+    *("MixedMask", "join_groups", "part_groups", "check_groups"),
+    *("SelectedTokens", "Curriculum", "choose_ranks", "draw", "patch_scores", "gradient_magnitude", "gaussian_window"),
+    *("low_pass", "keep_frequencies", "Downsampling", "GaussianBlur", "GaussianNoise"),
 }
 FIXED = [(name, sizes) for name, family in FAMILIES.items() for sizes in family.fixed]
 
