@@ -15,7 +15,8 @@ A method is a set of pure functions over plain pytrees:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,23 @@ class Clock:
         return cls(step=step, epoch=position / steps_per_epoch, progress=position / total_steps)
 
 
+class FrozenTeacher(Protocol):
+    """A network a method learns from and never changes; its weights are `variables["teacher"][<its name>]`.
+
+    Methods apply it and never load it: the loop does, from what `section` says.
+    """
+
+    section: ConfigDict  # with `weights` ("random", a run's directory or a weights file) and `layout` (of a file)
+    objective: Objective  # whose variables its weights come from
+    layout: str | None  # of a weights file where the section names none
+
+    def init(self, rng: jax.Array) -> Any:
+        """Random weights."""
+
+    def take(self, variables: Variables) -> Any:
+        """Its weights, from variables of `objective`."""
+
+
 class Objective:
     """A method or task bound to a config. Subclasses override what differs; all functions are pure and jit-able.
 
@@ -54,6 +72,8 @@ class Objective:
 
     #: The collection whose "encoder" `encode` uses, which is what a downstream task takes over.
     encoder_collection = "params"
+    #: Frozen teachers by their name in `variables["teacher"]`; they are stored once and left out of checkpoints.
+    teachers: Mapping[str, FrozenTeacher] = MappingProxyType({})
 
     def __init__(self, config: ConfigDict):
         self.config = config

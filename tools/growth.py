@@ -15,16 +15,16 @@ import time
 import jax
 import matplotlib
 from absl import flags
+from benchmark import IMAGENET_EXAMPLES, synthetic_batch
 
 import mim_jax
 from mim_jax.cli import apply_overrides, run_main
 from mim_jax.training.flops import count_flops
 from mim_jax.training.program import Program
-from mim_jax.training.sharding import make_mesh, put_batch
+from mim_jax.training.sharding import make_mesh
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 SERIES = {
@@ -40,11 +40,8 @@ def step_cost(name: str, overrides: dict, changes: dict, repeats: int) -> tuple[
     config = apply_overrides(config, overrides)
     for key, value in changes.items():
         mim_jax.config.override(config, key, value)
-    program = Program(config, make_mesh(config.mesh), 1_281_167)
-    rng = np.random.default_rng(0)
-    spec = program.objective.batch_spec(config.batch_size)
-    batch = put_batch({key: rng.normal(size=s.shape).astype(s.dtype) for key, s in spec.items()}, program.mesh)
-    state = program.fresh_state()
+    program = Program(config, make_mesh(config.mesh), IMAGENET_EXAMPLES)
+    state, batch = program.fresh_state(), synthetic_batch(program)
     flops = count_flops(program.step_function(), state, batch)
     step = program.jitted_step()
     best = float("inf")

@@ -7,11 +7,11 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from mim_jax.data.config import check_config
-from mim_jax.data.normalization import normalization
 from mim_jax.data.sources import eval_split, open_dataset, summarize
 from mim_jax.data.transform import check_fit
 from mim_jax.data.views import check_pairs
 from mim_jax.errors import DataError
+from mim_jax.normalization import normalization
 
 
 @dataclasses.dataclass(frozen=True)

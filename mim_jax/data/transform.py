@@ -12,12 +12,12 @@ from mim_jax.data import color, geometry
 from mim_jax.data import config as data_config
 from mim_jax.data.color import ColorDistortion
 from mim_jax.data.geometry import View
-from mim_jax.data.normalization import normalization, normalize_pixels
 from mim_jax.data.rand_augment import RandAugment
 from mim_jax.data.random_erasing import erase_boxes
 from mim_jax.data.sources import Examples
 from mim_jax.data.stateless import Stream, uniforms
 from mim_jax.errors import ConfigError, DataError
+from mim_jax.normalization import normalization, normalize_pixels
 
 
 @dataclasses.dataclass(frozen=True)

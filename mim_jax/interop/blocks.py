@@ -114,6 +114,17 @@ TRANSFORMERS_FREE = (
 )
 
 
+def mae_decoder(prefix: str, part: str) -> list[Rule]:
+    """MAE's decoder under the names of the official code, without its positions."""
+    return [
+        *linear(f"{prefix}decoder_embed", f"{part}/embed"),
+        Rule((f"{prefix}mask_token",), f"{part}/mask_token", axes.TOKEN),
+        *timm_blocks(f"{prefix}decoder_blocks", part),
+        *norm(f"{prefix}decoder_norm", f"{part}/norm"),
+        *linear(f"{prefix}decoder_pred", f"{part}/prediction"),
+    ]
+
+
 def transformers_blocks(prefix: str, part: str) -> list[Rule]:
     """Blocks as transformers names them: `encoder.layer.0.attention.attention.query.weight`."""
     name, path = f"{prefix}.{{i}}", f"{part}/stack/blocks"
@@ -155,10 +166,10 @@ def transformers_config(model_type: str, architecture: str, context: Context) ->
         num_hidden_layers=model.depth,
         num_attention_heads=model.heads,
         intermediate_size=int(model.width * model.mlp_ratio + 0.5),
-        hidden_act="gelu",
+        hidden_act=model.activation,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        layer_norm_eps=1e-6,
+        layer_norm_eps=model.norm_epsilon,
         image_size=number_or_list(config.image_size),
         patch_size=number_or_list(model.patch_size),
         num_channels=config.channels,

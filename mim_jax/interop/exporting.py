@@ -34,9 +34,12 @@ def export_weights(objective: Objective, variables: Variables, out_dir: str | os
 
     Raises:
       WeightsError: the layout has no name for some parameter of a part it holds, so that the file would compute
-        something else, or for any part at all. Whole parts it does not hold are left out with a warning.
+        something else, or for any part at all; or it can only be read. Whole parts it does not hold are left out with a
+        warning.
     """
     name, context, bound = find_layout(objective, layout)
+    if bound.prepare is not None:
+        raise WeightsError(f"Layout {name!r} can only be read: what it stores cannot be told from the weights here.")
     tensors = to_tensors(context, bound, name, variables)
     directory = pathlib.Path(out_dir).expanduser()
     if directory.exists() and not directory.is_dir():

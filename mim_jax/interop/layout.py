@@ -12,7 +12,7 @@ import importlib
 import math
 import pkgutil
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from mim_jax.contract import Objective
 from mim_jax.errors import WeightsError
 from mim_jax.interop import axes
 from mim_jax.layers.patches import as_pair, patch_grid
-from mim_jax.layers.position import sincos_table
+from mim_jax.layers.position import Resize, sincos_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Rule:
     pattern: str = axes.SAME  # see axes.py
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of axes the parameter's shape does not tell
     may_drop: bool = False  # the objective may do without this tensor though it has the part
-    grid: tuple[int, int] | None = None  # of position tables `[1, prefix + h * w, D]`: the grid to resize to
+    grid: tuple[int, int] | None = None  # of position tables `[(1,) prefix + h * w, D]`: the grid to resize to
+    resize: Resize | None = None  # how; None: as PyTorch's plain bicubic does
 
     @property
     def stacked(self) -> bool:
@@ -139,6 +140,8 @@ class Layout:
     renames: tuple[tuple[str, str], ...] = ()  # (regular expression, replacement), in order, before anything is matched
     config: Mapping[str, Any] | None = None  # of `config.json`, for formats that have one
     free_config: tuple[str, ...] = ()  # its keys that may differ without changing what the weights mean
+    # What the tensors become before anything is matched, for formats that are more than other names; import only.
+    prepare: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +187,13 @@ class Context:
             )
 
     def positions(
-        self, name: str, part: str, width: int, class_token: bool, optional: bool = False
+        self,
+        name: str,
+        part: str,
+        width: int,
+        class_token: bool,
+        optional: bool = False,
+        resize: Resize | None = None,
     ) -> tuple[list[Rule], list[Fixed]]:
         """A position table `[1, (1 +) h * w, width]`: a rule where it is trained here, else a check of the fixed one.
 
@@ -194,7 +203,7 @@ class Context:
         encoder = part.endswith("/encoder")
         none = encoder and self.config.model.position in ("none", "rope")
         if path in self.shapes or part not in self.parts or (none and optional):
-            return [Rule((name,), path, axes.POSITIONS, grid=self.grid)], []
+            return [Rule((name,), path, axes.POSITIONS, grid=self.grid, resize=resize)], []
         remedy = "set model.position='learned' to use the source's own" if encoder else "it cannot be changed here"
         if none:
             return [], [Fixed(name, path, np.zeros((1, class_token + math.prod(self.grid), width), np.float32), remedy)]

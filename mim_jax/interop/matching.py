@@ -81,6 +81,8 @@ class Matching:
                 if name in self.tensors:
                     self._problem(f"two tensors that layout {self.report.layout!r} calls {name!r}", [original])
                 self.tensors[name], self.originals[name] = piece, original
+        if self.layout.prepare is not None:
+            self.tensors = dict(self.layout.prepare(self.tensors))
 
     def _check_config(self, config: Any) -> None:
         for key, ours in (self.layout.config or {}).items():
@@ -121,7 +123,7 @@ class Matching:
         if _kind(tensor.dtype) != _kind(dtype):
             problem = f"{tensor.dtype} where {dtype} is expected"
         elif (grid := _other_grid(tensor.shape, expected, rule.grid)) and self.resize_positions:
-            tensor = _resize(tensor, grid, rule.grid)
+            tensor = _resize(tensor, grid, rule)
             self.report.resized.append(f"{self.originals[name]} from {_by(grid)} to {_by(rule.grid)}")
         elif grid:
             problem = _grid_problem(grid, rule.grid)
@@ -232,18 +234,21 @@ def _distance(tensor: np.ndarray, value: np.ndarray) -> float:
 
 
 def _other_grid(shape: tuple, expected: tuple, grid: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The square grid a position table `[1, prefix + n, D]` has instead of `grid`; None where it is not that."""
-    if grid is None or shape == expected or len(shape) != 3 or (shape[0], shape[2]) != (1, expected[2]):
+    """The square grid a position table `[(1,) prefix + n, D]` has instead of `grid`; None where it is not that."""
+    if grid is None or shape == expected or len(shape) < 2:
         return None
-    patches = shape[1] - (expected[1] - math.prod(grid))
+    if (*shape[:-2], shape[-1]) != (*expected[:-2], expected[-1]):
+        return None
+    patches = shape[-2] - (expected[-2] - math.prod(grid))
     side = math.isqrt(max(patches, 0))
     return (side, side) if side and side * side == patches else None
 
 
-def _resize(tensor: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-    prefix = tensor.shape[1] - math.prod(source)
-    table = np.asarray(tensor[0], np.float32)
-    return np.concatenate([table[:prefix], resize_position_table(table[prefix:], source, target)])[None]
+def _resize(tensor: np.ndarray, source: tuple[int, int], rule: Rule) -> np.ndarray:
+    prefix = tensor.shape[-2] - math.prod(source)
+    table = np.asarray(tensor.reshape(tensor.shape[-2:]), np.float32)
+    patches = resize_position_table(table[prefix:], source, rule.grid, rule.resize)
+    return np.concatenate([table[:prefix], patches]).reshape(*tensor.shape[:-2], -1, tensor.shape[-1])
 
 
 def _grid_problem(source: tuple[int, int], target: tuple[int, int]) -> str:

@@ -16,6 +16,7 @@ from mim_jax.layers.initializers import find_scheme
 from mim_jax.layers.materialize import materialize
 from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.rotary import Rotation
+from mim_jax.layers.stack import stack_blocks
 
 # What a method may do inside every block's attention, `edit(logits, x, layer) -> (logits, report)`: float32 logits
 # `[B, H, N, N]` before the softmax, the block's input `[B, N, D]` and its number from 0 (int32 []). What it reports (a
@@ -42,21 +43,41 @@ def gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
 
 
+def drop_path_rngs(rng: jax.Array | None) -> dict[str, Any]:
+    """The arguments that switch a network's drop path on, with `rng` for all of it, or off if there is none."""
+    return {"deterministic": rng is None, "rngs": None if rng is None else {"drop_path": rng}}
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """`x * sigmoid(1.702 x)`, which CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+
+
 class MLP(nn.Module):
-    """Two dense layers with an exact (erf) GELU between them: `[..., D] -> [..., hidden] -> [..., D]`."""
+    """Two dense layers with an activation between them: `[..., D] -> [..., hidden] -> [..., D]`."""
 
     hidden: int
     compute: Compute = Compute()
     init_scheme: str = "xavier"
     dropout: float = 0.0  # between the layers; needs the rng stream "dropout" unless 0
+    activation: str = "gelu"  # one of `ACTIVATIONS`; or "swiglu": silu of one half of twice as many times the other
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the two layers."""
         kernel_init = find_scheme(self.init_scheme).kernel
         width = x.shape[-1]
-        x = nn.Dense(self.hidden, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc1")(x)
-        x = gelu(x)
+        gated = self.activation == "swiglu"
+        hidden = 2 * self.hidden if gated else self.hidden
+        x = nn.Dense(hidden, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc1")(x)
+        if gated:
+            gate, x = jnp.split(x, 2, axis=-1)
+            x = jax.nn.silu(gate) * x
+        else:
+            x = ACTIVATIONS[self.activation](x)
         if self.dropout > 0.0:
             x = nn.Dropout(self.dropout, deterministic=False)(x)
         return nn.Dense(width, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc2")(x)
@@ -74,6 +95,8 @@ class Block(nn.Module):
     init_scheme: str = "xavier"
     compute: Compute = Compute()
     num_keys: int | None = None  # see `SelfAttention`
+    activation: str = "gelu"  # see `MLP`
+    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -96,12 +119,13 @@ class Block(nn.Module):
             num_keys=self.num_keys,
             name="attention",
         )
-        mlp = MLP(self.mlp_hidden, self.compute, self.init_scheme, name="mlp")
+        mlp = MLP(self.mlp_hidden, self.compute, self.init_scheme, activation=self.activation, name="mlp")
         x = split_over_batch(x)
         edit_logits = None if edit is None else functools.partial(self._edit_logits, edit, x, layer)
-        branch = attention(layer_norm(self.compute, "norm1")(x), bias, valid, rotation, edit_logits=edit_logits)
+        normed = layer_norm(self.compute, "norm1", self.norm_epsilon)(x)
+        branch = attention(normed, bias, valid, rotation, edit_logits=edit_logits)
         x = x + self._residual(branch, "gamma1", drop_rate)
-        branch = mlp(layer_norm(self.compute, "norm2")(x))
+        branch = mlp(layer_norm(self.compute, "norm2", self.norm_epsilon)(x))
         x = split_over_batch(x + self._residual(branch, "gamma2", drop_rate))
         if self.compute.materializes:
             x = materialize(x)
@@ -139,6 +163,8 @@ class BlockStack(nn.Module):
     compute: Compute = Compute()
     first_drop_path: float = 0.0  # of the first block, where others come before this stack
     num_keys: int | None = None  # see `SelfAttention`
+    activation: str = "gelu"  # see `MLP`
+    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -161,19 +187,8 @@ class BlockStack(nn.Module):
         Returns:
           The last block's output, and every block's output `[depth, B, N, D]` if `return_layers` (else None).
         """
-        block = Block
-        if self.compute.remat_policy is not None:
-            # Inside a scan the loop itself keeps XLA from merging the recomputation with the forward pass.
-            block = nn.remat(block, policy=self.compute.remat_policy, prevent_cse=not self.compute.scans)
-        scanned = nn.scan(
-            block,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True, "drop_path": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast),
-            length=self.depth,
-            unroll=1 if self.compute.scans else self.depth,
-        )
-        blocks = scanned(
+        in_axes = (0, nn.broadcast, nn.broadcast, nn.broadcast, 0, nn.broadcast)
+        blocks = stack_blocks(Block, self.depth, self.compute, in_axes)(
             heads=self.heads,
             mlp_hidden=self.mlp_hidden,
             qkv_bias=self.qkv_bias,
@@ -183,6 +198,8 @@ class BlockStack(nn.Module):
             init_scheme=self.init_scheme,
             compute=self.compute,
             num_keys=self.num_keys,
+            activation=self.activation,
+            norm_epsilon=self.norm_epsilon,
             name="blocks",
         )
         rates = jnp.linspace(self.first_drop_path, self.drop_path, self.depth, dtype=jnp.float32)

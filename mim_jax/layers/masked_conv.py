@@ -17,6 +17,7 @@ from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import torch_default_bias, torch_default_kernel
 from mim_jax.layers.patches import patchify, unpatchify
 from mim_jax.layers.placement import split_over_batch
+from mim_jax.layers.stack import stack_blocks
 from mim_jax.masking.visible import Visible
 
 EPSILON = 1e-5  # of these blocks' norms: PyTorch's default, unlike the transformer's 1e-6
@@ -124,17 +125,7 @@ class MaskedConvStage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, visible: Visible | None = None, *, deterministic: bool = True) -> jax.Array:
         """Applies all blocks to `x [B, K, S, D]`."""
-        block = MaskedConvBlock
-        if self.compute.remat_policy is not None:
-            block = nn.remat(block, policy=self.compute.remat_policy, prevent_cse=not self.compute.scans)
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "drop_path": True},
-            in_axes=(0, nn.broadcast),
-            length=self.depth,
-            unroll=1 if self.compute.scans else self.depth,
-        )(
+        blocks = stack_blocks(MaskedConvBlock, self.depth, self.compute, (0, nn.broadcast))(
             grid=self.grid,
             side=self.side,
             mlp_hidden=self.mlp_hidden,

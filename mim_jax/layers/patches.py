@@ -52,6 +52,7 @@ class PatchEmbed(nn.Module):
     width: int
     init_scheme: str = "xavier"
     compute: Compute = Compute()
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
@@ -59,8 +60,9 @@ class PatchEmbed(nn.Module):
         scheme = find_scheme(self.init_scheme)
         return nn.Dense(
             self.width,
+            use_bias=self.use_bias,
             dtype=self.compute.jax_dtype,
-            kernel_init=scheme.kernel,
+            kernel_init=scheme.patch_kernel or scheme.kernel,
             bias_init=scheme.patch_bias(patches.shape[-1]),
             name="projection",
         )(patches)

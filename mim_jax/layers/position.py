@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from flax import linen as nn
 
 from mim_jax.errors import ConfigError
 from mim_jax.layers.initializers import Initializer
+from mim_jax.layers.resize import bicubic_matrix
 
 POSITIONS = ("sincos", "sincos_rows_first", "sincos_learned", "learned", "none", "rope")
 
@@ -41,32 +43,24 @@ def sincos_table(grid: tuple[int, int], width: int, rows_first: bool = False) ->
     return table
 
 
-def _cubic_weights(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
-    x = np.abs(distance)
-    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
-    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """How position tables of another grid are resized; see `bicubic_matrix`."""
+
+    offset: float = 0.0
+    antialias: bool = False
 
 
-def bicubic_matrix(source: int, target: int) -> np.ndarray:
-    """`[target, source]` float64: resizes one axis as PyTorch's bicubic `interpolate` does.
-
-    That is `align_corners=False`, a = -0.75, no antialiasing, clamped borders.
-    """
-    centre = (np.arange(target) + 0.5) * source / target - 0.5
-    first = np.floor(centre).astype(int) - 1
-    matrix = np.zeros((target, source))
-    for tap in range(4):
-        index = first + tap
-        np.add.at(matrix, (np.arange(target), np.clip(index, 0, source - 1)), _cubic_weights(centre - index))
-    return matrix
-
-
-def resize_position_table(table: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-    """Bicubic resize of a table `[h * w, D]` to another grid, exactly as PyTorch's `interpolate` does (a = -0.75)."""
+def resize_position_table(
+    table: np.ndarray, source: tuple[int, int], target: tuple[int, int], resize: Resize | None = None
+) -> np.ndarray:
+    """Bicubic resize of a table `[h * w, D]` to another grid, as PyTorch's `interpolate` does."""
     table = np.asarray(table)
+    if source == target:  # with an offset the identity would not come out
+        return table
     grid = table.reshape(*source, -1).astype(np.float64)
-    rows, columns = bicubic_matrix(source[0], target[0]), bicubic_matrix(source[1], target[1])
+    options = dataclasses.asdict(resize or Resize())
+    rows, columns = (bicubic_matrix(old, new, **options) for old, new in zip(source, target, strict=True))
     resized = np.einsum("ai,bj,ijd->abd", rows, columns, grid, optimize=True)
     return resized.reshape(target[0] * target[1], -1).astype(table.dtype)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mim_jax.errors import ConfigError
-from mim_jax.layers.position import bicubic_matrix
+from mim_jax.layers.resize import resize_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,8 @@ class Downsampling:
         """`pixels [B, H, W, C]`, cut to [0, 1] after each of the two resizes."""
         del drawn
         small = tuple(size // self.factor for size in self.image_size)
-        for source, target in ((self.image_size, small), (small, self.image_size)):
-            rows, columns = (
-                jnp.asarray(bicubic_matrix(*sizes), jnp.float32) for sizes in zip(source, target, strict=True)
-            )
-            pixels = jnp.einsum("ai,bj,nijc->nabc", rows, columns, pixels, precision="highest")
-            pixels = jnp.clip(pixels, 0.0, 1.0)
+        for size in (small, self.image_size):
+            pixels = jnp.clip(resize_images(pixels, size), 0.0, 1.0)
         return pixels
 
 

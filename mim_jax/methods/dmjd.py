@@ -11,14 +11,15 @@ import optax
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
-from mim_jax.data.normalization import normalization
 from mim_jax.errors import ConfigError
+from mim_jax.layers.block import drop_path_rngs
 from mim_jax.layers.patches import as_pair
 from mim_jax.masking.disjoint_cells import NUM_VIEWS, DisjointCellSampler, DisjointViews
 from mim_jax.masking.random import tokens_per_cell
 from mim_jax.masking.token_mask import TokenMask, take_tokens
 from mim_jax.models import backbone, pixel_decoder
 from mim_jax.models.token_projector import TokenProjector
+from mim_jax.normalization import normalization
 from mim_jax.targets.hog import check_hog, hog_dim, hog_target
 from mim_jax.targets.pixels import masked_mean, raw_pixels
 
@@ -132,8 +133,7 @@ class DMJD(Objective):
             {"params": params["encoder"]},
             images,
             ids_keep=mask.ids_keep,
-            deterministic=rng is None,
-            rngs=None if rng is None else {"drop_path": rng},
+            **drop_path_rngs(rng),
         )
         prediction = self.decoder.apply({"params": params["decoder"]}, latent, mask)
         patches = latent[:, int(self.encoder.class_token) :]

@@ -11,6 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
+from mim_jax.layers.block import drop_path_rngs
 from mim_jax.masking.multiblock import BlockMasks, MultiBlockSampler
 from mim_jax.masking.token_mask import take_tokens
 from mim_jax.models import predictor, vit
@@ -85,8 +86,7 @@ class IJEPA(Objective):
             encoder,
             images,
             ids_keep=jnp.concatenate(context_ids),
-            deterministic=rng is None,
-            rngs=None if rng is None else {"drop_path": rng},
+            **drop_path_rngs(rng),
         )
         prediction = self.predictor.apply({"params": variables["params"]["predictor"]}, latent, context_ids, target_ids)
         loss = optax.losses.huber_loss(prediction, target, delta=1.0).mean()

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from mim_jax.contract import Batch, Clock, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.layers.batch_norm import Statistics, initial_statistics
+from mim_jax.layers.block import drop_path_rngs
 from mim_jax.masking.disjoint import DisjointMasks, check_disjoint, random_disjoint_masks
 from mim_jax.masking.token_mask import TokenMask
 from mim_jax.models.ema import copy_tree, cosine_momentum, ema
@@ -80,8 +81,7 @@ class LUT(MaskedAutoencoder):
             {"params": variables["params"]["encoder"]},
             batch["view2"],
             ids_keep=masks.view2.ids_keep,
-            deterministic=rng is None,
-            rngs=None if rng is None else {"drop_path": jax.random.fold_in(rng, 1)},
+            **drop_path_rngs(None if rng is None else jax.random.fold_in(rng, 1)),
         )
         state = variables["state"]
         query1, state = self._query(variables["params"], aux["latent"], state)

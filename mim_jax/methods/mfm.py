@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
-from mim_jax.data.normalization import normalization
 from mim_jax.errors import ConfigError
 from mim_jax.fields import optional
-from mim_jax.layers.initializers import rescale_residual_kernels, torch_default_bias, torch_default_kernel
+from mim_jax.layers.block import drop_path_rngs
+from mim_jax.layers.initializers import rescale_residual_kernels
 from mim_jax.layers.patches import as_pair, unpatchify
 from mim_jax.masking.degradation import Downsampling, GaussianBlur, GaussianNoise
 from mim_jax.masking.frequency import FrequencyFilter, keep_frequencies
-from mim_jax.models import vit
+from mim_jax.models import pixel_head, vit
+from mim_jax.normalization import normalization
 from mim_jax.targets.spectrum import FrequencyLoss
 
 CORRUPTIONS = ("frequency", "super_resolution", "deblur", "denoise")
@@ -81,15 +81,7 @@ class MFM(Objective):
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         self.encoder = vit.build(config)
-        ph, pw = self.encoder.patch_size
-        # The official head is a 1x1 convolution before a PixelShuffle; as a dense layer on patch vectors it is the same
-        # map.
-        self.head = nn.Dense(
-            ph * pw * config.channels,
-            dtype=self.encoder.compute.jax_dtype,
-            kernel_init=torch_default_kernel,
-            bias_init=torch_default_bias(self.encoder.width),
-        )
+        self.head = pixel_head.build(config, self.encoder)
         self.mean, self.std = (constants[None, None, None] for constants in normalization(config))
         self.corruption = build_corruption(config)
         options = config.spectrum.to_dict()
@@ -156,8 +148,7 @@ class MFM(Objective):
         latent = self.encoder.apply(
             {"params": params["encoder"]},
             images,
-            deterministic=rng is None,
-            rngs=None if rng is None else {"drop_path": rng},
+            **drop_path_rngs(rng),
         )
         patches = self.head.apply({"params": params["head"]}, self._tokens(latent)).astype(jnp.float32)
         return latent, unpatchify(patches, self.encoder.patch_size, self.encoder.grid)

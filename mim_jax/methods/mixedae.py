@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from mim_jax.contract import Batch, Clock, Objective, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.fields import optional
+from mim_jax.layers.block import drop_path_rngs
 from mim_jax.layers.homologous import homologous_contrast, keep_homologous, keep_top_k
 from mim_jax.masking.mixed import MixedMask, check_groups, join_groups, part_groups, random_owners
 from mim_jax.models import pixel_decoder, vit
@@ -169,8 +170,7 @@ class MixedAE(Objective):
             ids_keep=masks.owned.ids_keep,
             arrange=lambda x: join_groups(x + segment.astype(x.dtype), size),
             edit=self._attention_edit(),
-            deterministic=rng is None,
-            rngs=None if rng is None else {"drop_path": rng},
+            **drop_path_rngs(rng),
         )
         prefix = int(self.encoder.class_token)
         class_token = jnp.tile(mixed[:, :prefix], (size, 1, 1))

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
 from mim_jax.errors import ConfigError
+from mim_jax.layers.block import drop_path_rngs
 from mim_jax.layers.initializers import find_scheme
 from mim_jax.masking.token_mask import TokenMask
 from mim_jax.models import vit
@@ -92,8 +93,7 @@ class MP3(Objective):
             batch["image"],
             ids_keep=masks.order,
             num_keys=masks.ids_keep.shape[1],
-            deterministic=rng is None,
-            rngs=None if rng is None else {"drop_path": rng},
+            **drop_path_rngs(rng),
         )
         logits = self.head.apply({"params": params["head"]}, latent).astype(jnp.float32)
         logits = jnp.take_along_axis(logits, masks.ids_restore[:, :, None], axis=1)

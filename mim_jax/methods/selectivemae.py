@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from mim_jax.contract import Batch, Clock, Objective, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.fields import optional
+from mim_jax.layers.block import drop_path_rngs
 from mim_jax.layers.patches import PatchEmbed, patchify
 from mim_jax.layers.position import PositionTable
 from mim_jax.masking.hog_score import SCORES, patch_scores
@@ -149,7 +150,6 @@ class SelectiveMAE(Objective):
             {"params": params["encoder"]},
             images,
             ids_keep=masks.visible,
-            deterministic=rng is None,
-            rngs=None if rng is None else {"drop_path": rng},
+            **drop_path_rngs(rng),
         )
         return latent, self.decoder.apply({"params": params["decoder"]}, latent, masks.predicted)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
-from mim_jax.layers.initializers import rescale_residual_kernels, torch_default_bias, torch_default_kernel
+from mim_jax.layers.block import drop_path_rngs
+from mim_jax.layers.initializers import rescale_residual_kernels
 from mim_jax.layers.patches import as_pair, patchify
 from mim_jax.masking.random import check_cells, num_hidden_cells, random_cell_mask, tokens_per_cell
 from mim_jax.masking.token_mask import TokenMask
-from mim_jax.models import masked_token_optimization, vit
+from mim_jax.models import masked_token_optimization, pixel_head, vit
 from mim_jax.models.masked_token_optimization import MaskedTokenOptimization
 from mim_jax.targets.pixels import masked_pictures
 
@@ -44,14 +44,7 @@ class SimMIM(Objective):
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         self.encoder = vit.build(config, mask_token=True)
-        ph, pw = self.encoder.patch_size
-        # The official head is a 1x1 convolution; as a dense layer on patch vectors it is the same map.
-        self.head = nn.Dense(
-            ph * pw * config.channels,
-            dtype=self.encoder.compute.jax_dtype,
-            kernel_init=torch_default_kernel,
-            bias_init=torch_default_bias(self.encoder.width),
-        )
+        self.head = pixel_head.build(config, self.encoder)
         self.cell = tokens_per_cell(as_pair(config.mask_patch_size), self.encoder.patch_size)
         rows, columns = check_cells(self.encoder.grid, self.cell)
         num_hidden_cells(rows * columns, config.mask_ratio)
@@ -100,8 +93,7 @@ class SimMIM(Objective):
             images,
             hidden_tokens=masks.mask,
             hidden=masks.mask,
-            deterministic=rng is None,
-            rngs=None if rng is None else {"drop_path": rng},
+            **drop_path_rngs(rng),
         )
         prediction = self.head.apply({"params": params["head"]}, latent[:, int(self.encoder.class_token) :])
         return latent, prediction.astype(jnp.float32), report

@@ -135,6 +135,11 @@ class ConvViT(nn.Module):
     compute: Compute = Compute()
 
     @property
+    def norm_epsilon(self) -> float:
+        """Of the norms of its transformer blocks."""
+        return 1e-6
+
+    @property
     def class_token(self) -> bool:
         """There is none."""
         return False
@@ -222,6 +227,9 @@ def build(config: ConfigDict, *, final_norm: bool = True, fusion: bool = True) -
     if model.class_token or model.relative_bias:
         key = "class_token" if model.class_token else "relative_bias"
         raise ConfigError(f"model.{key} is True, which model.backbone 'conv_vit' does not have; set it to False.")
+    for key, value in vit.ENCODER_VARIANTS.items():
+        if model[key] != value:
+            raise ConfigError(f"model.{key} is {model[key]!r}; model.backbone 'conv_vit' works with {value!r} only.")
     for key in ("widths", "depths", "mlp_ratios"):
         if len(stages[key]) != len(_SIDES) or min(stages[key]) <= 0:
             raise ConfigError(f"model.stages.{key} is {tuple(stages[key])}; give two positive numbers, one per stage.")

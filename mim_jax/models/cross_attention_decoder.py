@@ -18,6 +18,7 @@ from mim_jax.layers.initializers import find_scheme, symmetric_uniform
 from mim_jax.layers.materialize import materialize
 from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.position import PositionTable
+from mim_jax.layers.stack import stack_blocks
 from mim_jax.models.vit import ViT, check_heads
 
 
@@ -59,18 +60,9 @@ class CrossBlockStack(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, memory: jax.Array) -> jax.Array:
         """Applies all blocks to `x [B, Q, D]`; each looks at the same `memory [B, K, M]`."""
-        block = CrossBlock
-        if self.compute.remat_policy is not None:
-            block = nn.remat(block, policy=self.compute.remat_policy, prevent_cse=not self.compute.scans)
-        scanned = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-            unroll=1 if self.compute.scans else self.depth,
+        blocks = stack_blocks(CrossBlock, self.depth, self.compute, (nn.broadcast,))(
+            self.heads, self.mlp_hidden, self.init_scheme, self.compute, name="blocks"
         )
-        blocks = scanned(self.heads, self.mlp_hidden, self.init_scheme, self.compute, name="blocks")
         dtype = self.compute.jax_dtype
         return blocks(x.astype(dtype), memory.astype(dtype))[0]
 

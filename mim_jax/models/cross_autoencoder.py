@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.contract import Batch, Variables
+from mim_jax.layers.block import drop_path_rngs
 from mim_jax.masking.token_mask import TokenMask
 from mim_jax.models.masked_autoencoder import MaskedAutoencoder
 
@@ -40,8 +41,7 @@ class CrossAutoencoder(MaskedAutoencoder):
                 {"params": params["encoder"]},
                 images,
                 ids_keep=ids_keep,
-                deterministic=deterministic,
-                rngs=None if rng is None else {"drop_path": rng},
+                **drop_path_rngs(rng),
             )
 
         latent = encode(batch["image"], rngs[0], masks.ids_keep)

@@ -19,6 +19,7 @@ from mim_jax.layers.materialize import materialize
 from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.position import PositionTable
 from mim_jax.layers.rotary import Rotation, check_head_dim, grid_rotation
+from mim_jax.layers.stack import stack_blocks
 from mim_jax.masking.token_mask import TokenMask
 from mim_jax.models.vit import ViT, check_heads
 
@@ -93,18 +94,7 @@ class CrossBlockStack(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, memory: jax.Array, rotation: Rotation | None = None) -> jax.Array:
         """Applies all blocks to `x [B, Q, d]`; each looks at the same `memory [B, K, d]`."""
-        block = CrossBlock
-        if self.compute.remat_policy is not None:
-            block = nn.remat(block, policy=self.compute.remat_policy, prevent_cse=not self.compute.scans)
-        scanned = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast,) * 3,
-            length=self.depth,
-            unroll=1 if self.compute.scans else self.depth,
-        )
-        blocks = scanned(
+        blocks = stack_blocks(CrossBlock, self.depth, self.compute, (nn.broadcast,) * 3)(
             heads=self.heads,
             mlp_hidden=self.mlp_hidden,
             norm_first=self.norm_first,

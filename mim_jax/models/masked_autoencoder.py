@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
 from mim_jax.errors import ConfigError
+from mim_jax.layers.block import drop_path_rngs
 from mim_jax.masking.random import random_mask
 from mim_jax.masking.token_mask import TokenMask, num_kept
 from mim_jax.models import pixel_decoder, vit
@@ -111,6 +112,5 @@ class MaskedAutoencoder(Objective):
             {"params": variables["params"]["encoder"]},
             images,
             ids_keep=masks.ids_keep,
-            deterministic=rng is None,
-            rngs=None if rng is None else {"drop_path": rng},
+            **drop_path_rngs(rng),
         )

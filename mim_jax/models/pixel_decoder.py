@@ -28,6 +28,7 @@ class PixelDecoder(nn.Module):
     position: str = "sincos"
     init_scheme: str = "xavier"
     compute: Compute = Compute()
+    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, latent: jax.Array, mask: TokenMask, edit: AttentionEdit | None = None) -> jax.Array:
@@ -64,9 +65,10 @@ class PixelDecoder(nn.Module):
             int(self.width * self.mlp_ratio),
             init_scheme=self.init_scheme,
             compute=self.compute,
+            norm_epsilon=self.norm_epsilon,
             name=f"{name}stack",
         )(tokens, edit=edit)
-        x = layer_norm(self.compute, f"{name}norm")(x)
+        x = layer_norm(self.compute, f"{name}norm", self.norm_epsilon)(x)
         kernel_init = find_scheme(self.init_scheme).kernel
         head = nn.Dense(
             self.output_dim, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name=f"{name}prediction"
@@ -97,4 +99,5 @@ def build(config: ConfigDict, encoder: ViT, kind: type[PixelDecoder] = PixelDeco
         position="sincos_rows_first" if encoder.position == "sincos_rows_first" else "sincos",
         init_scheme=encoder.init_scheme,
         compute=encoder.compute,
+        norm_epsilon=encoder.norm_epsilon,
     )

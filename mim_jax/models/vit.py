@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mim_jax.errors import ConfigError
 from mim_jax.fields import optional
-from mim_jax.layers.block import AttentionEdit, BlockStack, layer_norm
+from mim_jax.layers.block import ACTIVATIONS, AttentionEdit, BlockStack, layer_norm
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import find_scheme
 from mim_jax.layers.patches import PatchEmbed, as_pair, patch_grid, patchify
@@ -28,6 +28,12 @@ _SIZES = {
     "H": (1280, 32, 16, 4.0),
     "g": (1408, 40, 16, 48 / 11),
 }
+
+
+# In what public encoders differ from those of this field, and what holds for these.
+ENCODER_VARIANTS = dict(
+    num_registers=0, pre_norm=False, activation="gelu", norm_epsilon=1e-6, patch_bias=True, class_position=True
+)
 
 
 def vit_size(name: str) -> dict[str, int | float]:
@@ -61,6 +67,13 @@ class ViT(nn.Module):
     pool: str = "class"  # what `split` calls "pooled": the "class" token or the "mean" over patches
     init_scheme: str = "xavier"
     compute: Compute = Compute()
+    # What public encoders have that others learn from (see `teachers.py`).
+    num_registers: int = 0  # learned tokens without position that all tokens see; they are not given back
+    pre_norm: bool = False  # a norm before the first block (CLIP)
+    activation: str = "gelu"  # see `MLP`
+    norm_epsilon: float = 1e-6
+    patch_bias: bool = True
+    class_position: bool = True  # whether a trained position table has a row for the class token
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -105,17 +118,23 @@ class ViT(nn.Module):
         patches = patchify(images, self.patch_size)
         token_init = find_scheme(self.init_scheme).token
         table, class_row = PositionTable(
-            self.grid, self.width, self.position, self.class_token, token_init, name="position"
+            self.grid, self.width, self.position, self.class_token and self.class_position, token_init, name="position"
         )()
         if ids_keep is not None:
             patches = take_tokens(patches, ids_keep)
-        x = PatchEmbed(self.width, self.init_scheme, self.compute, name="patch_embed")(patches)
+        x = PatchEmbed(self.width, self.init_scheme, self.compute, self.patch_bias, name="patch_embed")(patches)
         x = self._substitute(x, hidden)
         if table is not None:
             x = x + (table[None] if ids_keep is None else table[ids_keep]).astype(x.dtype)
         if arrange is not None:
             x = arrange(x)
         x = self._prepend_class_token(x, class_row)
+        if self.num_registers:
+            if edit is not None or num_keys is not None:
+                raise ConfigError("model.num_registers is not 0, which this method does not work with; set it to 0.")
+            x = self._insert_registers(x)
+        if self.pre_norm:
+            x = self._norm("pre_norm")(x)
         bias = None
         if self.relative_bias:
             bias = RelativeBias(self.grid, self.heads, self.class_token, name="relative_bias")()
@@ -129,6 +148,8 @@ class ViT(nn.Module):
             self.init_scheme,
             self.compute,
             num_keys=num_keys,
+            activation=self.activation,
+            norm_epsilon=self.norm_epsilon,
             name="stack",
         )(
             x,
@@ -138,9 +159,13 @@ class ViT(nn.Module):
             edit=edit,
             rotation=self._rotation(ids_keep, arrange),
         )
+        x, layers = self._remove_registers(x), self._remove_registers(layers)
         if self.final_norm:
-            x = split_over_batch(layer_norm(self.compute, "norm")(x))
+            x = split_over_batch(self._norm("norm")(x))
         return (x, layers) if return_layers else x
+
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return layer_norm(self.compute, name, self.norm_epsilon)
 
     def _rotation(self, ids_keep: jax.Array | None, arrange: Callable | None) -> Rotation | None:
         if self.position != "rope":
@@ -169,6 +194,19 @@ class ViT(nn.Module):
         token = jnp.broadcast_to(token.astype(x.dtype)[None, None], (x.shape[0], 1, self.width))
         return jnp.concatenate([token, x], axis=1)
 
+    def _insert_registers(self, x: jax.Array) -> jax.Array:
+        shape = (self.num_registers, self.width)
+        registers = self.param("registers", find_scheme(self.init_scheme).token, shape, jnp.float32)
+        registers = jnp.broadcast_to(registers.astype(x.dtype)[None], (x.shape[0], *shape))
+        prefix = int(self.class_token)
+        return jnp.concatenate([x[:, :prefix], registers, x[:, prefix:]], axis=1)
+
+    def _remove_registers(self, x: jax.Array | None) -> jax.Array | None:
+        if x is None or not self.num_registers:
+            return x
+        prefix = int(self.class_token)
+        return jnp.concatenate([x[..., :prefix, :], x[..., prefix + self.num_registers :, :]], axis=-2)
+
     def split(self, tokens: jax.Array) -> dict[str, jax.Array]:
         """`{"tokens": patch tokens [B, N, D], "pooled": [B, D]}` in float32 from the encoder's output."""
         tokens = tokens.astype(jnp.float32)
@@ -191,6 +229,7 @@ def default_config() -> ConfigDict:
             layer_scale=optional(float),
             drop_path=0.0,
             init_scheme="xavier",
+            **ENCODER_VARIANTS,
         )
     )
 
@@ -224,6 +263,11 @@ def build(config: ConfigDict, *, mask_token: bool = False, final_norm: bool = Tr
         raise ConfigError(f"model.width is {model.width}; sin-cos positions need a multiple of 4.")
     if model.position == "rope":
         check_head_dim(model.width, model.heads, "model")
+    if model.num_registers and (model.position == "rope" or model.relative_bias):
+        raise ConfigError("model.num_registers needs absolute positions; set it to 0, or change model.position.")
+    if model.activation not in (*ACTIVATIONS, "swiglu"):
+        names = ", ".join((*ACTIVATIONS, "swiglu"))
+        raise ConfigError(f"model.activation is {model.activation!r}; choose one of {names}.")
     find_scheme(model.init_scheme)
     encoder = ViT(
         image_size=as_pair(config.image_size),
@@ -242,6 +286,7 @@ def build(config: ConfigDict, *, mask_token: bool = False, final_norm: bool = Tr
         final_norm=final_norm,
         pool=model.pool,
         init_scheme=model.init_scheme,
+        **{key: model[key] for key in ENCODER_VARIANTS},
         compute=Compute.from_config(config.compute),
     )
     patch_grid(encoder.image_size, encoder.patch_size)

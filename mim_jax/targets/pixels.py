@@ -28,7 +28,7 @@ def pixel_target(images: jax.Array, patch_size: tuple[int, int], norm_pix: bool)
 def raw_pixels(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """The 8-bit pixels, 0 to 255 as float32, that `images [B, H, W, C]` were normalised from.
 
-    `mean` and `std` are those of the pipeline, per channel, of values in [0, 1] (`mim_jax.data.normalization`).
+    `mean` and `std` are those of the pipeline, per channel, of values in [0, 1] (`mim_jax.normalization`).
     Rounding takes away what normalising and coming back did to the last digits, so that equal pixels are equal again.
     """
     scale, offset = (255.0 * jnp.asarray(values, jnp.float32)[None, None, None] for values in (std, mean))

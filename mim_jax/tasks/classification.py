@@ -12,6 +12,7 @@ from mim_jax.contract import Batch, Clock, Masks, Objective, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.fields import optional
 from mim_jax.layers import mixing
+from mim_jax.layers.block import drop_path_rngs
 from mim_jax.models import vit
 from mim_jax.targets.labels import check_num_classes, read_labels, smoothed_targets
 
@@ -122,8 +123,7 @@ class Classification(Objective):
         tokens = self.encoder.apply(
             {"params": params["encoder"]},
             images,
-            deterministic=rng is None,
-            rngs=None if rng is None else {"drop_path": rng},
+            **drop_path_rngs(rng),
         )
         features = self.encoder.split(tokens)
         if self.norm is not None:

@@ -9,7 +9,7 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from mim_jax.training.integrity import nonfinite_leaves, tree_checksums
 from mim_jax.training.paths import leaf_names
 from mim_jax.training.sharding import make_mesh, tree_shardings
 from mim_jax.training.state import TrainState
+from mim_jax.training.teachers import TeacherStore, join_teachers, split_teachers
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of the metadata written beside the arrays
@@ -39,11 +40,14 @@ class Checkpointer:
         keep_every: int | None = None,
         asynchronous: bool = True,
         read_only: bool = False,
+        teachers: Collection[str] = (),
     ):
+        """`teachers` are the names of frozen ones, which are kept once, beside the checkpoints."""
         self.directory = pathlib.Path(workdir).expanduser().absolute() / "checkpoints"
         if read_only and not self.directory.is_dir():
             raise CheckpointError(f"There are no checkpoints under {self.directory.parent}; give a run's workdir.")
         self._damaged = self.directory.parent / "damaged"
+        self._teachers = TeacherStore(self.directory.parent, teachers)
         if not read_only:
             self._refuse_links()
             self._discard_empty_steps()
@@ -83,11 +87,14 @@ class Checkpointer:
             if step != self._last_saved:
                 logger.warning("Checkpoint %d exists under %s and is not written again.", step, self.directory)
             return
+        state, teachers = self._split(state)
         variables, optimizer = _items(state)
         checksums = tree_checksums({"variables": variables, "optimizer": optimizer})
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         meta = {**meta, "format": FORMAT, "step": step, "time": time, "checksums": checksums}
         with self._saving():
+            if teachers:
+                meta["teachers"] = self._teachers.save(teachers)
             self._manager.check_for_errors()
             saved = self._manager.save(
                 step,
@@ -135,16 +142,19 @@ class Checkpointer:
         Raises:
           CheckpointError: the run had checkpoints, but none of them is sound.
         """
+        template, teachers = self._split(template)
         for step in reversed(self.steps()):
             try:
                 meta = self.meta(step)
                 check_meta(meta)
                 _check_names(template, meta, step)
                 _check_dtypes(template, self._saved(step), step)
-                return self._restore(step, template, meta)
+                state = self._restore(step, template, meta)
             except CheckpointError as error:
                 logger.warning("Checkpoint %d is damaged and set aside: %s", step, error)
                 self._set_aside(step)
+            else:
+                return dataclasses.replace(state, variables=self._join(state.variables, teachers, meta))
         if self._had_any:
             raise CheckpointError(
                 f"No sound checkpoint is left under {self.directory}; "
@@ -155,9 +165,10 @@ class Checkpointer:
     def restore_variables(self, step: int, template: Variables) -> Variables:
         """The variables of one step, verified; raises CheckpointError if they are damaged."""
         meta = self.meta(step)
+        template, teachers = split_teachers(template, self._teachers.names)
         variables = self._read(step, variables=ocp.args.StandardRestore(template)).variables
         _verify({"variables": variables}, meta, step)
-        return variables
+        return self._join(variables, teachers, meta)
 
     def arrays(self, step: int) -> Any:
         """Every array of a checkpoint as it was saved, on the first device, verified; needs no config.
@@ -173,6 +184,14 @@ class Checkpointer:
         arrays = {name: items[name] for name in ARRAYS}
         _verify(arrays, self.meta(step), step)
         return arrays
+
+    def _split(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        variables, teachers = split_teachers(state.variables, self._teachers.names)
+        return dataclasses.replace(state, variables=variables), teachers
+
+    def _join(self, variables: Variables, template: dict[str, Any], meta: dict[str, Any]) -> Variables:
+        teachers = self._teachers.restore(template, meta.get("teachers", {})) if template else {}
+        return join_teachers(variables, teachers)
 
     def _saved(self, step: int) -> dict[str, Any]:
         """Shapes and dtypes of a checkpoint's arrays."""
@@ -250,12 +269,12 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None, config: Confi
     from mim_jax.config import create
 
     config = load_run_config(workdir) if config is None else config
-    checkpointer = Checkpointer(workdir, read_only=True)
+    objective = create(config)
+    checkpointer = Checkpointer(workdir, read_only=True, teachers=objective.teachers)
     steps = checkpointer.steps()
     if not steps or (step is not None and step not in steps):
         raise CheckpointError(f"{workdir} has no checkpoint {'' if step is None else step}; it has {steps or 'none'}.")
     step = steps[-1] if step is None else step
-    objective = create(config)
     shapes = jax.eval_shape(objective.init, jax.random.key(0), objective.batch_spec())
     variables = checkpointer.restore_variables(step, abstract_on(shapes, make_mesh(config.mesh)))
     checkpointer.close()

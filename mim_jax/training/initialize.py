@@ -18,6 +18,7 @@ from mim_jax.training.checkpoint import Checkpointer, load_run
 from mim_jax.training.paths import leaf_names, map_with_name
 from mim_jax.training.program import Program
 from mim_jax.training.state import TrainState, state_from_variables
+from mim_jax.training.teachers import join_teachers, load_teachers, split_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -60,24 +61,32 @@ def initialize(
     if state is not None:
         logger.info("Resuming at step %d from %s.", int(state.step), checkpointer.directory)
         return state
-    if config.init_from is None:
+    if config.init_from is None and not objective.teachers:
         logger.info("Starting from scratch.")
         return program.fresh_state()
     shardings = program.shardings
     rng, spec = jax.random.key(config.seed), objective.batch_spec()
     fresh = jax.jit(lambda: objective.init(rng, spec), out_shardings=shardings.variables)()
-    variables = initial_variables(config, objective, fresh, import_weights)
+    variables, loaded = fresh, set()
+    if config.init_from is None:
+        logger.info("Starting from scratch.")
+    else:
+        variables, loaded = initial_variables(config, objective, fresh, import_weights)
+    variables = load_teachers(objective, variables, import_weights=import_weights, loaded=loaded)
     variables = jax.device_put(variables, shardings.variables)
     return jax.jit(lambda v: state_from_variables(v, program.optimizer), out_shardings=shardings)(variables)
 
 
 def initial_variables(
     config: ConfigDict, objective: Objective, fresh: Variables, import_weights: ImportWeights | None = None
-) -> Variables:
+) -> tuple[Variables, set[str]]:
     """`fresh` with what `init_from` holds put in its place; reports what was loaded, resized and left random.
 
     `init_from` is a run directory, or a weights file read through `init_layout`. `init_parts` limits it to some top-
-    level parts of the parameters, such as ("encoder",).
+    level parts of the parameters, such as ("encoder",); with none, (), only frozen teachers take something from it.
+
+    Returns:
+      The variables, and the frozen teachers that a weights file held, like "teacher/clip".
 
     Raises:
       ConfigError: nothing fits.
@@ -96,15 +105,18 @@ def initial_variables(
             resize_positions=True,
         )
         logger.info("%s", report)
-        return variables
+        return variables, set(report.loaded)
     if not (pathlib.Path(config.init_from).expanduser() / "config.json").is_file():
         raise ConfigError(
             f"init_from is {config.init_from!r}, which is no run directory; for a weights file, set init_layout too."
         )
+    if config.init_parts == () and objective.teachers:
+        return fresh, set()
     source = load_run(config.init_from)
+    fresh, frozen = split_teachers(fresh, objective.teachers)
     variables, lines = graft(fresh, source.variables, config.init_parts, source.objective, objective)
     logger.info("Initialised from %s at step %d:\n%s", config.init_from, source.step, "\n".join(lines))
-    return variables
+    return join_teachers(variables, frozen), set()
 
 
 def graft(

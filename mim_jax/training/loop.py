@@ -35,6 +35,7 @@ from mim_jax.training.preemption import EXIT_PREEMPTED, PreemptionNotice
 from mim_jax.training.program import Program
 from mim_jax.training.sharding import make_mesh, put_batch
 from mim_jax.training.state import TrainState
+from mim_jax.training.teachers import check_teachers
 from mim_jax.training.watchdog import Watchdog, in_notebook
 from mim_jax.training.writers import Writers, make_writers
 
@@ -114,6 +115,7 @@ class Trainer:
             )
         self.program = Program(config, self.mesh, self.info.num_train_examples)
         self.objective = self.program.objective
+        check_teachers(self.objective)
         if batches is None:
             data.check_views(config, self.objective.batch_spec())
         self.plan = Plan.from_config(config, self.program.length)
@@ -159,6 +161,7 @@ class Trainer:
             keep=self.config.checkpoint.keep,
             keep_every=self.plan.keep_every,
             asynchronous=self.config.checkpoint.asynchronous,
+            teachers=self.objective.teachers,
         )
         stack.callback(checkpointer.close)
         state = initialize(

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from safetensors.numpy import load_file
 
 import mim_jax
-from mim_jax.data.normalization import normalize_pixels
 from mim_jax.errors import ConfigError
 from mim_jax.masking.disjoint_cells import DisjointViews
 from mim_jax.masking.token_mask import TokenMask
+from mim_jax.normalization import normalize_pixels
 from tests.methods import conv_vit_peer as peer
 from tests.tiny import ROOT, clock, synthetic_batch
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax.data.normalization import normalize_pixels
+from mim_jax.normalization import normalize_pixels
 from mim_jax.targets.pixels import masked_mean, pixel_target, raw_pixels
 
 

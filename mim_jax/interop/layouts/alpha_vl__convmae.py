@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from mim_jax.interop import axes
-from mim_jax.interop.blocks import WRAPPERS, classifier, linear, norm, timm_blocks
+from mim_jax.interop.blocks import WRAPPERS, classifier, mae_decoder, norm
 from mim_jax.interop.conv_blocks import conv_vit_encoder
-from mim_jax.interop.layout import Context, Layout, Rule
+from mim_jax.interop.layout import Context, Layout
 
 
 def layout(context: Context) -> Layout:
@@ -20,12 +19,8 @@ def layout(context: Context) -> Layout:
         rules=(
             *rules,
             *conv_vit_encoder(encoder, context),
-            *linear("decoder_embed", f"{decoder}/embed"),
-            Rule(("mask_token",), f"{decoder}/mask_token", axes.TOKEN),
             *decoder_rules,
-            *timm_blocks("decoder_blocks", decoder),
-            *norm("decoder_norm", f"{decoder}/norm"),
-            *linear("decoder_pred", f"{decoder}/prediction"),
+            *mae_decoder("", decoder),
             *norm("fc_norm", "params/norm"),
             *head,
         ),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mim_jax.interop import axes
-from mim_jax.interop.blocks import WRAPPERS, classifier, linear, norm, timm_blocks, timm_encoder
+from mim_jax.interop.blocks import WRAPPERS, classifier, mae_decoder, norm, timm_encoder
 from mim_jax.interop.layout import Context, Ignored, Layout, Rule
 
 
@@ -27,12 +26,8 @@ def layout(context: Context) -> Layout:
         rules=(
             *rules,
             *timm_encoder("", encoder, context),
-            *linear("decoder_embed", f"{decoder}/embed"),
-            Rule(("mask_token",), f"{decoder}/mask_token", axes.TOKEN),
             *decoder_rules,
-            *timm_blocks("decoder_blocks", decoder),
-            *norm("decoder_norm", f"{decoder}/norm"),
-            *linear("decoder_pred", f"{decoder}/prediction"),
+            *mae_decoder("", decoder),
             *norm("fc_norm", "params/norm"),
             *head,
             Rule(("head.0.running_mean",), "state/batch_norm/mean"),

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 
-from mim_jax.interop import axes
-from mim_jax.interop.blocks import WRAPPERS, classifier, linear, norm, timm_blocks, timm_encoder
+from mim_jax.interop.blocks import WRAPPERS, classifier, linear, mae_decoder, norm, timm_blocks, timm_encoder
 from mim_jax.interop.layout import Context, Fixed, Ignored, Layout, Rule
 
 VARIANTS = ("ema",)
@@ -52,11 +51,7 @@ def _model(prefix: str, collection: str, context: Context) -> tuple[list[Rule], 
     rules += [
         *more_rules,
         *timm_encoder(prefix, encoder, context),
-        *linear(f"{prefix}decoder_embed", f"{decoder}/embed"),
-        Rule((f"{prefix}mask_token",), f"{decoder}/mask_token", axes.TOKEN),
-        *timm_blocks(f"{prefix}decoder_blocks", decoder),
-        *norm(f"{prefix}decoder_norm", f"{decoder}/norm"),
-        *linear(f"{prefix}decoder_pred", f"{decoder}/prediction"),
+        *mae_decoder(prefix, decoder),
         *timm_blocks(f"{prefix}decoder_blocks_losspred", decoder, stack="loss_stack"),
         *norm(f"{prefix}decoder_norm_losspred", f"{decoder}/loss_norm"),
         *linear(f"{prefix}decoder_pred_losspred", f"{decoder}/loss_prediction"),

@@ -6,7 +6,7 @@ No weights are public; the names are those of the code. Objectives without a pro
 from __future__ import annotations
 
 from mim_jax.interop import axes
-from mim_jax.interop.blocks import WRAPPERS, classifier, linear, norm, timm_blocks, timm_encoder
+from mim_jax.interop.blocks import WRAPPERS, classifier, mae_decoder, timm_encoder
 from mim_jax.interop.layout import Context, Ignored, Layout, Rule
 
 TEACHER = "state_dict_ema"
@@ -25,11 +25,7 @@ def layout(context: Context) -> Layout:
     rules += [
         *more_rules,
         *timm_encoder("", encoder, context),
-        *linear("decoder_embed", f"{decoder}/embed"),
-        Rule(("mask_token",), f"{decoder}/mask_token", axes.TOKEN),
-        *timm_blocks("decoder_blocks", decoder),
-        *norm("decoder_norm", f"{decoder}/norm"),
-        *linear("decoder_pred", f"{decoder}/prediction"),
+        *mae_decoder("", decoder),
     ]
     fixed += more_fixed
     if pretraining:

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from mim_jax.data.constants import KNOWN
-from mim_jax.data.normalization import denormalize, normalization, normalize_pixels
 from mim_jax.errors import ConfigError
+from mim_jax.normalization import KNOWN, denormalize, normalization, normalize_pixels
 from tests.data.make import config
 
 

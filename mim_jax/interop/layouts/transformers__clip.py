@@ -1,0 +1,22 @@
+"""`CLIPVisionModel` of transformers, and the image half of its `CLIPModel`."""
+
+from __future__ import annotations
+
+from mim_jax.interop.blocks import WRAPPERS
+from mim_jax.interop.layout import Context, Ignored, Layout
+from mim_jax.interop.teacher_blocks import CLIP_TEXT, transformers_clip_encoder
+
+
+def layout(context: Context) -> Layout:
+    """Rules for the image encoder; transformers 5 leaves out the prefix `vision_model.` in memory."""
+    context.require_backbone("vit")
+    return Layout(
+        rules=tuple(transformers_clip_encoder("", context.encoder, context)),
+        ignored=(
+            CLIP_TEXT,
+            Ignored(r"^visual_projection\.", "the projection to texts belongs to no encoder here"),
+            Ignored(r"position_ids$", "positions are counted here"),
+        ),
+        may_miss=(f"{context.encoder}/mask_token",),
+        renames=(*WRAPPERS, (r"^vision_model\.", "")),
+    )

@@ -1,0 +1,206 @@
+"""Frozen teachers in a run: where their weights come from, and the one place where they are kept."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from mim_jax.contract import FrozenTeacher, Objective, Variables
+from mim_jax.errors import CheckpointError, ConfigError, WeightsError
+from mim_jax.normalization import normalization
+from mim_jax.training.integrity import tree_checksums
+from mim_jax.training.paths import leaf_names
+
+logger = logging.getLogger(__name__)
+
+RANDOM = "random"
+_MEANING = ("position", "activation", "norm_epsilon")  # of `model`: what the shapes of the weights do not tell
+
+
+def split_teachers(variables: Variables, names: Collection[str]) -> tuple[Variables, dict[str, Any]]:
+    """`variables` without the teachers of these names, and these."""
+    if not names:
+        return variables, {}
+    teachers = dict(variables["teacher"])
+    frozen = {name: teachers.pop(name) for name in names}
+    rest = {key: value for key, value in variables.items() if key != "teacher"}
+    return {**rest, "teacher": teachers} if teachers else rest, frozen
+
+
+def join_teachers(variables: Variables, frozen: Mapping[str, Any]) -> Variables:
+    """The inverse of `split_teachers`."""
+    return {**variables, "teacher": {**variables.get("teacher", {}), **frozen}} if frozen else variables
+
+
+class TeacherStore:
+    """The frozen teachers of one run, under `<workdir>/teachers`: written once, verified whenever they are read."""
+
+    def __init__(self, workdir: pathlib.Path, names: Collection[str]):
+        self.directory, self.names = workdir / "teachers", tuple(names)
+        self._checksums: dict[str, int] | None = None
+
+    def save(self, teachers: Mapping[str, Any]) -> dict[str, int]:
+        """Writes them if this has not been done, and gives their checksums for the metadata of a checkpoint."""
+        if self._checksums is None:
+            checksums = tree_checksums(dict(teachers))
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(self.directory, dict(teachers), force=True)
+            self._checksums = checksums
+        return self._checksums
+
+    def restore(self, template: Mapping[str, Any], checksums: Mapping[str, int]) -> dict[str, Any]:
+        """The teachers on the template's shardings.
+
+        Raises:
+          CheckpointError: they are missing, damaged, or not those the checkpoint was made with.
+        """
+        remedy = "put the folder back from a copy of the run, or start anew in another workdir"
+        if not self.directory.is_dir():
+            raise CheckpointError(f"{self.directory}, which holds the run's frozen teachers, is missing; {remedy}.")
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                teachers = checkpointer.restore(self.directory, dict(template))
+        except Exception as error:  # Orbax raises bare Exceptions for unreadable arrays
+            reason = str(error).partition("\n")[0][:300]
+            raise CheckpointError(
+                f"The frozen teachers under {self.directory} cannot be read ({reason}); {remedy}."
+            ) from error
+        actual = tree_checksums(teachers)
+        if actual != dict(checksums):
+            wrong = [name for name, value in actual.items() if checksums.get(name) != value]
+            raise CheckpointError(
+                f"The frozen teachers under {self.directory} are not those of the checkpoint ({len(wrong)} of "
+                f"{len(actual)} arrays differ, the first is {wrong[0] if wrong else 'missing'}); {remedy}."
+            )
+        self._checksums = actual
+        return teachers
+
+    def discard(self) -> None:
+        """Removes what a run left that has no checkpoint."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def check_teachers(objective: Objective) -> None:
+    """Raises ConfigError for a teacher that has no weights, before anything is compiled."""
+    config = objective.config
+    for name, teacher in objective.teachers.items():
+        if not teacher.section.weights and config.init_from is None:
+            key = section_name(config, teacher.section)
+            raise ConfigError(
+                f"The teacher {name!r} has no weights; set {key}.weights to a run's directory or a weights file (or to "
+                f"'{RANDOM}', to try things out)."
+            )
+
+
+def load_teachers(
+    objective: Objective,
+    variables: Variables,
+    *,
+    import_weights: Callable[..., Any] | None = None,
+    loaded: Collection[str] = (),
+) -> Variables:
+    """`variables` with the weights its frozen teachers' config sections name, as arrays of this host.
+
+    A section without weights stands for `init_from`; parts that are in `loaded`, like "teacher/clip", came from there.
+
+    Raises:
+      ConfigError: a teacher has no weights, or a run does not fit it.
+      WeightsError: a weights file does not.
+    """
+    check_teachers(objective)
+    teachers = {}
+    for name, teacher in objective.teachers.items():
+        weights = teacher.section.weights or objective.config.init_from
+        if teacher.section.weights == RANDOM:
+            logger.warning("The teacher %r is random: that serves to try things out, and teaches nothing.", name)
+        elif teacher.section.weights or f"teacher/{name}" not in loaded:
+            teachers[name] = teacher.take(_read(objective.config, name, teacher, weights, import_weights))
+            logger.info("The teacher %r has the weights of %s.", name, weights)
+    return {**variables, "teacher": {**variables["teacher"], **teachers}} if teachers else variables
+
+
+def section_name(config: ConfigDict, section: ConfigDict) -> str:
+    """The dotted name of a section within `config`."""
+    for key, value in config.items():
+        if value is section:
+            return key
+        if isinstance(value, type(config)) and (inner := section_name(value, section)):
+            return f"{key}.{inner}"
+    return ""
+
+
+def _read(
+    config: ConfigDict, name: str, teacher: FrozenTeacher, weights: str, import_weights: Callable[..., Any] | None
+) -> Variables:
+    if (pathlib.Path(weights).expanduser() / "config.json").is_file() and _is_run(weights):
+        return _read_run(config, name, teacher, weights)
+    key = section_name(config, teacher.section)
+    layout = teacher.section.layout or teacher.layout
+    if layout is None:
+        raise ConfigError(f"{key}.weights is {weights!r}, which is no run; for a weights file, set {key}.layout too.")
+    if import_weights is None:
+        raise ConfigError(f"{key}.weights is a file, which this Trainer cannot read; use mim_jax.train.train.")
+    try:
+        # A teacher that is partly random would teach noise without anyone noticing.
+        variables, report = import_weights(teacher.objective, weights, layout, resize_positions=True)
+    except WeightsError as error:
+        raise WeightsError(f"The teacher {name!r}: {error}") from error
+    if report.random:
+        raise WeightsError(f"The teacher {name!r} needs more than {weights} holds: {', '.join(report.random)}.")
+    logger.info("%s", report)
+    return variables
+
+
+def _is_run(weights: str) -> bool:
+    """Whether a directory with a config.json is a run, and not weights as transformers writes them."""
+    return (pathlib.Path(weights).expanduser() / "checkpoints").is_dir()
+
+
+def _read_run(config: ConfigDict, name: str, teacher: FrozenTeacher, weights: str) -> Variables:
+    from mim_jax.training.checkpoint import load_run
+
+    run, key = load_run(weights), section_name(config, teacher.section)
+    _check_run(config, key, teacher, run.config, weights)
+    source = {**run.variables["params"], "encoder": run.variables[run.objective.encoder_collection]["encoder"]}
+    available = dict(zip(leaf_names(source), jax.tree.leaves(source), strict=True))
+    wanted = jax.eval_shape(teacher.objective.init, jax.random.key(0), teacher.objective.batch_spec())
+
+    def pick(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        found = available.get(path)
+        if found is None or found.shape != leaf.shape:
+            theirs = "nothing" if found is None else f"shape {found.shape}"
+            raise ConfigError(
+                f"The teacher {name!r} has {path} of shape {leaf.shape} where the run {weights} has {theirs}; set the "
+                f"sizes under {key} to the run's."
+            )
+        return np.asarray(found)
+
+    leaves = [
+        pick(path.removeprefix("params/"), leaf)
+        for path, leaf in zip(leaf_names(wanted), jax.tree.leaves(wanted), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+
+
+def _check_run(config: ConfigDict, key: str, teacher: FrozenTeacher, run: ConfigDict, weights: str) -> None:
+    ours, theirs = teacher.objective.config.get("model"), run.get("model")
+    for field in _MEANING if ours and theirs else ():
+        if ours.get(field) != theirs.get(field):
+            raise ConfigError(
+                f"The run {weights} was trained with model.{field}={theirs.get(field)!r}, the teacher of {key} has "
+                f"{ours.get(field)!r}; choose another {key}.name or another run."
+            )
+    for mine, its in zip(normalization(config), normalization(run), strict=True):
+        if mine.shape != its.shape or not np.allclose(mine, its):
+            raise ConfigError(
+                f"The run {weights} saw images normalised otherwise than this one; set data.mean and data.std to its."
+            )
