@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from mim_jax.errors import ConfigError
+
 
 def imagenet(config: ConfigDict, *, crop_scale: tuple[float, float], interpolation: str, flip: bool) -> None:
     """ImageNet-1k from TFDS (`python tools/prepare_data.py imagenet2012`): random resized crops, tests at 256 / 224."""
@@ -64,3 +66,50 @@ def watch_pairs(config: ConfigDict) -> None:
     config.checkpoint.every = "5 epochs"
     config.evaluation.every = "25 epochs"
     config.evaluation.tasks = ("reconstruct",)
+
+
+_SMALL_DATASETS = {
+    "dtd": "dtd",
+    "flowers": "oxford_flowers102",
+    "dogs": "stanford_dogs",
+    "birds": "caltech_birds2011",
+}
+
+
+def further_pretraining(config: ConfigDict, name: str) -> None:
+    """A ViT-B/16 of transformers, decoder included, on a small data set: what Lee et al. 2023 train MAE with.
+
+    Raises:
+      ConfigError: `name` is none of the data sets.
+    """
+    if name not in _SMALL_DATASETS:
+        raise ConfigError(f"There is no data set {name!r} in this recipe; choose one of {', '.join(_SMALL_DATASETS)}.")
+    config.data.source = f"tfds:{_SMALL_DATASETS[name]}"
+    config.data.train_split = "train"
+    config.data.eval_split = "test"
+    # The whole image, squashed; nothing is changed at random.
+    config.data.crop = "resize"
+    config.data.eval_crop = "resize"
+    config.data.interpolation = "bilinear"
+    config.data.flip = False
+
+    config.image_size = 224
+    config.model.update(patch_size=16, width=768, depth=12, heads=12, mlp_ratio=4.0, norm_epsilon=1e-12)
+    config.decoder.update(width=512, depth=8, heads=16, mlp_ratio=4.0)
+    config.mask_ratio = 0.75
+    config.norm_pix_loss = True
+
+    # Biases and norms are exempt from weight decay; the class and mask tokens are not.
+    config.optimizer.update(name="adamw", b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.01)
+    config.optimizer.lr = 1.5e-4
+    config.optimizer.lr_reference_batch = None  # absolute
+    config.schedule.update(name="linear", warmup="0 steps", end_lr=0.0)
+    config.compute.dtype = "float32"  # as published
+
+    config.batch_size = 64
+    config.duration = "20000 steps"
+    config.log.every = "100 steps"
+    config.checkpoint.every = "5000 steps"
+    config.evaluation.every = "5000 steps"
+    config.evaluation.tasks = ("knn", "reconstruct")
+    config.evaluation.batch_size = 256

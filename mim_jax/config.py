@@ -20,8 +20,10 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
 
+from mim_jax import regularization
 from mim_jax.contract import Objective
 from mim_jax.errors import ConfigError
+from mim_jax.fields import NamedSections
 
 # Sizes that may be one number or a (height, width) pair.
 _NUMBER_OR_PAIR = ("image_size", "patch_size", "mask_patch_size")
@@ -70,6 +72,7 @@ def default_config(*, method: str | None = None, task: str | None = None) -> Con
         training.default_config(),
         ConfigDict(dict(compute=Compute.default_config(), data=data.default_config())),
         ConfigDict(dict(evaluation=evaluation.default_config())),
+        ConfigDict(dict(regularizer=regularization.default_config()) if method else {}),
         objective_class(method=method, task=task).default_config(),
     )
     for section in sections:
@@ -94,6 +97,8 @@ def create(config: ConfigDict | Mapping[str, Any]) -> Objective:
     """The objective a config describes; raises ConfigError before anything is compiled if it cannot be built."""
     config = resolve(config)
     cls = objective_class(method=config.method or None, task=config.task or None)
+    if config.method:
+        cls = regularization.regularized(cls, config.regularizer)
     return cls(FrozenConfigDict(config))
 
 
@@ -175,6 +180,8 @@ def _merge(config: ConfigDict, given: Mapping[str, Any], prefix: str = "", root:
         name = f"{prefix}{key}"
         if "." in str(key):
             raise ConfigError(f"There is no config key {name!r} in a dict; write sections as dicts within dicts.")
+        if key not in config and isinstance(config, NamedSections) and isinstance(value, Mapping | ConfigDict):
+            config.add(key)
         if key not in config:
             raise ConfigError(f"There is no config key {name!r}{_nearest(name, _names(root))}")
         if isinstance(config[key], ConfigDict):
@@ -189,6 +196,11 @@ def _merge(config: ConfigDict, given: Mapping[str, Any], prefix: str = "", root:
 def _assign(config: ConfigDict, key: str, name: str, value: Any) -> None:
     if isinstance(value, list):
         value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    # Keys that may be switched off are field references with a type of their own (see mim_jax/fields.py).
+    may_be_none = isinstance(dict(config.items(preserve_field_references=True))[key], FieldReference)
+    if value is None and may_be_none:
+        config[key] = None
+        return
     if key in _NUMBER_OR_PAIR:
         kinds = [type(v) for v in value] if isinstance(value, tuple) else [type(value)]
         if kinds != ([int, int] if isinstance(value, tuple) else [int]):
@@ -196,12 +208,7 @@ def _assign(config: ConfigDict, key: str, name: str, value: Any) -> None:
         with config.ignore_type():
             config[key] = value
         return
-    # Keys that may be switched off are field references with a type of their own (see mim_jax/fields.py).
-    may_be_none = isinstance(dict(config.items(preserve_field_references=True))[key], FieldReference)
     expected = config.get_type(key)
-    if value is None and may_be_none:
-        config[key] = None
-        return
     if not _fits(value, expected):
         raise _wrong_type(name, f"{expected.__name__}{' or None' if may_be_none else ''}", value)
     if expected is tuple and config[key]:  # what stands there shows what belongs there

@@ -8,8 +8,8 @@ A method is a set of pure functions over plain pytrees:
 - `masks`: what is hidden, a pytree whose every leaf has the batch as its leading axis (so that it can be sharded and
   cut into micro-batches together with the batch).
 - `aux`: what `loss` returns beside the scalar: `terms` (every loss term by its name) and, where they exist,
-  `metrics` (other scalars worth logging), `prediction`, `target`, `latent`, and `state` (the new value of
-  `variables["state"]`).
+  `metrics` (other scalars worth logging), `prediction`, `target`, `latent`, `pooled` (`[B, D]`, what a regulariser
+  reads instead of the latent), and `state` (the new value of `variables["state"]`).
 """
 
 from __future__ import annotations
@@ -97,6 +97,15 @@ class Objective:
         """What to hide in each image of the batch; `None` for objectives that hide nothing."""
         del variables, batch, rng, clock
         return None
+
+    def prepare(self, variables: Variables, batch: Batch) -> Batch:
+        """The batch with what `masks` and `loss` would otherwise both compute, such as features of a frozen teacher.
+
+        The training step calls it once, before both; nothing of it has a gradient, and every array leads with the batch
+        axis. Both have to work on a batch without it too.
+        """
+        del variables
+        return batch
 
     def loss(
         self, variables: Variables, batch: Batch, masks: Masks, rng: jax.Array, clock: Clock

@@ -18,10 +18,7 @@ METHODS = objective_names("method")
 def tiny_config(method: str, overrides: dict | None = None) -> ConfigDict:
     """`configs/<method>_fashion_mnist.py` on synthetic data, two narrow blocks deep everywhere, batches of 16."""
     config = mim_jax.load_config(str(ROOT / "configs" / f"{method}_fashion_mnist.py"))
-    for section in config.values():
-        if isinstance(section, ConfigDict) and {"width", "depth", "heads"} <= set(section):
-            section.update(width=16, depth=2)
-            section.heads = 2 if section.heads is not None else None
+    _shrink(config)
     changes = {
         "data.source": "synthetic:64",
         "batch_size": 16,
@@ -38,6 +35,15 @@ def tiny_config(method: str, overrides: dict | None = None) -> ConfigDict:
     for name, value in changes.items():
         mim_jax.config.override(config, name, value)
     return config
+
+
+def _shrink(config: ConfigDict) -> None:
+    for section in config.values():
+        if isinstance(section, ConfigDict):
+            if {"width", "depth", "heads"} <= set(section):
+                section.update(width=16, depth=2)
+                section.heads = 2 if section.heads is not None else None
+            _shrink(section)
 
 
 def synthetic_batch(objective: mim_jax.Objective, batch_size: int = 16, seed: int = 0) -> dict[str, jax.Array]:

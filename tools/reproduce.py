@@ -4,9 +4,10 @@
                               [--config.data.data_dir=DIR ...]
 
 A suite is a table in `tools/suites/`. Each (method, seed) is trained by its Fashion-MNIST config for `--steps` batches
-of `--batch_size`; then its frozen encoder is evaluated by k-NN and a linear probe, beside the same encoder as it was
-initialised. Results go to `<out>/<suite>.json` as they come and are never computed twice: an interrupted suite goes on
-where it stopped, and `--seeds=3` after `--seeds=1` adds two. `<out>/<suite>.md` is the report.
+of `--batch_size`, those that others learn from first; then its frozen encoder is evaluated by k-NN and a linear probe,
+beside the same encoder as it was initialised. Results go to `<out>/<suite>.json` as they come and are never computed
+twice: an interrupted suite goes on where it stopped, and `--seeds=3` after `--seeds=1` adds two. `<out>/<suite>.md` is
+the report.
 """
 
 from __future__ import annotations
@@ -49,16 +50,29 @@ def read_suite(name: str) -> tuple[dict[str, Any], list[Row]]:
         raise ConfigError(f"There is no suite {name!r}; choose one of {known}.")
     suite = tomllib.loads(file.read_text(encoding="utf-8"))
     rows = [Row(**row) for row in suite.pop("rows")]
-    for row in rows:
+    names = [row.name for row in rows]
+    for index, row in enumerate(rows):
+        for other in row.runs.values():
+            if other not in names[:index]:
+                raise ConfigError(f"{file.name}: {row.name} learns from {other!r}, which is no row above it.")
         if row.expect not in ("above", "below", "unsaid"):
             raise ConfigError(f"{file.name}: expect of {row.name} is {row.expect!r}; choose above, below or unsaid.")
     return suite, rows
 
 
-def run_config(row: Row, seed: int, settings: dict[str, int], overrides: dict[str, Any]) -> ConfigDict:
-    """The config of one run; `overrides` are those of the whole suite, by dotted name."""
+def run_directory(runs: pathlib.Path, row: Row, seed: int, settings: dict[str, int]) -> pathlib.Path:
+    """Where one run goes."""
+    return runs / f"{row.name}-{settings['steps']}x{settings['batch_size']}-seed{0 if row.once else seed}"
+
+
+def run_config(
+    row: Row, seed: int, settings: dict[str, int], overrides: dict[str, Any], sources: dict[str, pathlib.Path]
+) -> ConfigDict:
+    """The config of one run; `overrides` are those of the whole suite, by dotted name, `sources` the runs it needs."""
     config = mim_jax.load_config(str(ROOT / "configs" / f"{row.config}.py"))
     steps = settings["steps"]
+    if row.once:  # a teacher has the sizes of its own config
+        overrides = {key: value for key, value in overrides.items() if key.startswith("evaluation.")}
     changes = {
         **overrides,
         "seed": seed,
@@ -68,6 +82,8 @@ def run_config(row: Row, seed: int, settings: dict[str, int], overrides: dict[st
         "evaluation.every": None,
         "checkpoint.every": f"{steps} steps",
         "log.tensorboard": False,
+        **row.changes,
+        **{key: str(path) for key, path in sources.items()},
     }
     for key, value in changes.items():
         override(config, key, value)
@@ -82,11 +98,11 @@ def measure(
     from mim_jax.train import train
 
     start = time.monotonic()
-    workdir = runs / f"{row.name}-{settings['steps']}x{settings['batch_size']}-seed{seed}"
+    workdir = run_directory(runs, row, seed, settings)
     train(config, workdir)
     split = {"data.train_split": train_split}
     found = {
-        "pretrained": evaluate(workdir, MEASURES, overrides=split),
+        "pretrained": evaluate(workdir, (*MEASURES, "statistics"), overrides=split),
         "random_init": evaluate(workdir, MEASURES, random_init=True, overrides=split),
     }
     logged = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -97,6 +113,7 @@ def measure(
         "seed": seed,
         **settings,
         **{f"{name}_{which}": found[which][name].metrics[metric[name]] for name in MEASURES for which in found},
+        **{name: found["pretrained"]["statistics"].metrics[name] for name in ("effective_rank", "feature_std")},
         "loss_first": logged[0]["loss"],
         "loss_last": logged[-1]["loss"],
         "skipped": logged[-1]["skipped"],
@@ -140,18 +157,23 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
         raise ConfigError(f"The suite {given.suite} has no {', '.join(sorted(unknown))}.")
     out, settings = pathlib.Path(given.out), {"steps": given.steps, "batch_size": given.batch_size}
     results = earlier_results(out / f"{given.suite}.json", settings)
-    wanted = [
-        (row, seed) for seed in range(given.seeds) for row in rows if not given.methods or row.name in given.methods
-    ]
+    chosen = [row for row in rows if not given.methods or row.name in given.methods]
+    wanted = [(row, seed) for seed in range(given.seeds) for row in chosen if not (row.once and seed)]
     done = {(result["method"], result["seed"]) for result in results}
     missing = [(row, seed) for row, seed in wanted if (row.name, seed) not in done]
     command = f"python tools/reproduce.py --suite={given.suite} --seeds={given.seeds} --steps={given.steps}"
     out.mkdir(parents=True, exist_ok=True)
+    by_name, runs = {row.name: row for row in rows}, pathlib.Path(given.runs).absolute()
     for number, (row, seed) in enumerate(missing, start=1):
         print(f"{row.name}, seed {seed} (run {number} of {len(missing)})", flush=True)
+        sources = {key: run_directory(runs, by_name[other], seed, settings) for key, other in row.runs.items()}
+        if absent := [str(path) for path in sources.values() if not (path / "checkpoints").is_dir()]:
+            raise ConfigError(
+                f"{row.name} learns from {absent[0]}, which is not there; leave --methods out, or name it."
+            )
         try:
-            config = apply_overrides(run_config(row, seed, settings, suite.get("overrides", {})), overrides)
-            results.append(measure(row, seed, settings, config, pathlib.Path(given.runs), TRAIN_SPLIT))
+            config = run_config(row, seed, settings, suite.get("overrides", {}), sources)
+            results.append(measure(row, seed, settings, apply_overrides(config, overrides), runs, TRAIN_SPLIT))
         except TrainingError as error:
             raise TrainingError(f"{row.name}, seed {seed}: {error}") from error
         jax.clear_caches()  # each method compiles its own

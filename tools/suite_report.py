@@ -24,6 +24,9 @@ class Row:
     claim: str  # the paper's, in a sentence
     expect: str  # what that means for the linear probe: "above" or "below" the baseline's, or "unsaid"
     baseline: str | None = None  # the row to compare with, where it is not the suite's
+    runs: dict[str, str] = dataclasses.field(default_factory=dict)  # config key: the row whose run it is set to
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)  # config values of this row alone, by dotted name
+    once: bool = False  # trained from one seed, since it is only there for others to learn from
 
 
 def spread(values: list[float]) -> str:
@@ -77,6 +80,7 @@ def write_report(suite: dict[str, Any], rows: list[Row], results: list[Result], 
             "",
             *_results_table(suite["baseline"], rows, found),
             "",
+            *_chains(rows),
             *_claims_table(suite["baseline"], rows, found),
             "",
             f"Linear probes that do not beat random initialisation: {', '.join(worse) or 'none'}. "
@@ -87,6 +91,16 @@ def write_report(suite: dict[str, Any], rows: list[Row], results: list[Result], 
             "",
         ]
     )
+
+
+def _chains(rows: list[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        parts = [f"`{key}={value}`" for key, value in row.changes.items()]
+        parts += [f"`{key}` is the run of {other}" for key, other in row.runs.items()]
+        if parts:
+            lines.append(f"- {row.name}: {', '.join(parts)}")
+    return [*lines, ""] if lines else []
 
 
 def _settings(overrides: dict[str, Any]) -> list[str]:
@@ -121,10 +135,12 @@ class Found:
 
 
 def _results_table(baseline: str, rows: list[Row], found: Found) -> list[str]:
-    lines = [
-        "| method | seeds | linear | random init | k-NN | random init | loss, first to last | images/s | relative |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    titles = ["method", "seeds", "linear", "random init", "k-NN", "random init", "loss, first to last", "images/s"]
+    titles.append("relative")
+    has_statistics = all("effective_rank" in run for row in rows for run in found.runs(row.name))
+    if has_statistics:
+        titles += ["rank", "std"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     base_rate = found.mean(baseline, "images_per_second")
     for row in rows:
         cells = [row.name, str(len(found.runs(row.name)))]
@@ -133,6 +149,8 @@ def _results_table(baseline: str, rows: list[Row], found: Found) -> list[str]:
         cells.append(" to ".join(f"{found.mean(row.name, key):.3f}" for key in ("loss_first", "loss_last")))
         rate = found.mean(row.name, "images_per_second")
         cells += [f"{rate:.0f}", f"{rate / base_rate:.2f}"]
+        if has_statistics:
+            cells += [f"{found.mean(row.name, 'effective_rank'):.1f}", f"{found.mean(row.name, 'feature_std'):.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -141,7 +159,7 @@ def _claims_table(suite_baseline: str, rows: list[Row], found: Found) -> list[st
     lines = ["| method | the paper's claim | seen here | linear, against | difference |", "|---|---|---|---|---|"]
     for row in rows:
         baseline = row.baseline or suite_baseline
-        if row.name == baseline:
+        if row.name == baseline or row.once:
             continue
         values, others = (found.values(name, "linear_pretrained") for name in (row.name, baseline))
         difference = found.mean(row.name, "linear_pretrained") - found.mean(baseline, "linear_pretrained")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from mim_jax.data.color import active_key
 from mim_jax.errors import ConfigError
 from mim_jax.fields import optional
 
@@ -41,10 +42,13 @@ def default_config() -> ConfigDict:
     data.interpolation = "bicubic"  # or "bilinear"; both antialiased as in Pillow
     data.flip = True  # mirror half of the training images
     # Largest change of brightness, contrast, saturation (as factors 1 - x to 1 + x) and hue (in turns); None: off. With
-    # views="weak_strong" this and three_augment change `view2` alone, otherwise every view by itself.
+    # views="weak_strong" this and all colour distortions below change `view2` alone, otherwise every view by itself.
     data.color_jitter = optional(tuple)
     data.color_jitter_probability = 1.0
     data.three_augment = False  # True: grey, solarised or blurred, one of the three at random (DeiT III)
+    data.grayscale = 0.0  # share of the views that are made grey (BYOL, DINO, MoCo v3: 0.2), blurred, and solarised
+    data.blur = 0.0
+    data.solarize = 0.0
     data.rand_augment = optional(str)  # such as "rand-m9-mstd0.5-inc1" (fine-tuning); None: off
     data.random_erasing = 0.0  # share of training images that get a box of noise (fine-tuning: 0.25)
     data.eval_resize = optional(int)  # short side before the centre crop; None: image_size * 256 / 224, or as stored
@@ -95,7 +99,8 @@ def check_config(config: ConfigDict) -> None:
         raise ConfigError(f"data.crop_ratio is {(low, high)}; it must be two rising positive aspect ratios.")
     _check_window(config)
     _check_colors(data)
-    for key in ("color_jitter_probability", "random_erasing", "max_bad_fraction"):
+    shares = ("color_jitter_probability", "grayscale", "blur", "solarize", "random_erasing", "max_bad_fraction")
+    for key in shares:
         if not 0.0 <= data[key] <= 1.0:
             raise ConfigError(f"data.{key} is {data[key]}; it must lie in [0, 1].")
     if config.channels < 1:
@@ -134,7 +139,7 @@ def _check_colors(data: ConfigDict) -> None:
             f"data.color_jitter is {tuple(jitter)}; give brightness, contrast and saturation in [0, 1] and hue in "
             "[0, 0.5]."
         )
-    if data.views == "weak_strong" and jitter is None and not data.three_augment:
+    if data.views == "weak_strong" and active_key(data) is None:
         raise ConfigError(
             "data.views is 'weak_strong', but nothing makes the second view a strong one; set data.color_jitter or "
             "data.three_augment, or choose data.views='random'."

@@ -95,18 +95,16 @@ def train_transform(config: ConfigDict, examples: Examples) -> Transform:
         mean, _ = normalization(config)
         augment = RandAugment(data.rand_augment, tuple(round(255 * float(value)) for value in mean), data.interpolation)
         _check_bytes(config, examples, "rand_augment", "None")
-    distortion = None
-    if data.color_jitter is not None or data.three_augment:
-        jitter = None if data.color_jitter is None else tuple(map(float, data.color_jitter))
-        distortion = ColorDistortion(jitter, data.color_jitter_probability, data.three_augment)
-        _check_bytes(config, examples, *(("three_augment", "False") if jitter is None else ("color_jitter", "None")))
+    distorting = color.active_key(data)
+    if distorting is not None:
+        _check_bytes(config, examples, distorting, str(color.OFF[distorting]))
     return _transform(
         config,
         data.crop,
         resize_to=data_config.window_resize(config),
         flip=data.flip,
         rand_augment=augment,
-        color=distortion,
+        color=color.color_distortion(data),
         random_erasing=data.random_erasing,
     )
 

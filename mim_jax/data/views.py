@@ -83,10 +83,15 @@ def check_views(config: ConfigDict, names: Iterable[str]) -> None:
     """Checks `data.views` against the arrays an objective reads from a batch.
 
     Raises:
-      ConfigError: it wants two views and gets one, or the other way round.
+      ConfigError: it wants two views and gets one, or the other way round; or it wants clips.
     """
     wants_two, kind = "view2" in names, config.data.views
     name = config.method or config.task
+    if "video" in names:
+        raise ConfigError(
+            f"{name} reads clips, which no data.source has; hand them in by the argument 'batches' of Trainer, or set "
+            "num_frames to 1."
+        )
     if wants_two and kind == "one":
         raise ConfigError(
             f"{name} reads two views of each example, but data.views is 'one'; choose one of "

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mim_jax import data
 from mim_jax.contract import Variables
+from mim_jax.data import color
 from mim_jax.data.order import TrainOrder
 from mim_jax.errors import ConfigError
 from mim_jax.evaluation.bench import Bench, Snapshot
@@ -149,5 +150,5 @@ def _augmented(config: ConfigDict, settings: ConfigDict) -> ConfigDict:
     config = ConfigDict(config.to_dict())
     config.batch_size = settings.batch_size
     config.data.update(crop="random_resized", crop_scale=tuple(settings.crop_scale), rand_augment=None)
-    config.data.update(views="one", random_erasing=0.0, color_jitter=None, three_augment=False)
+    config.data.update(views="one", random_erasing=0.0, **color.OFF)
     return config

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mim_jax.contract import Objective
+from mim_jax.contract import FrozenTeacher, Objective
 from mim_jax.errors import WeightsError
 from mim_jax.interop import axes
 from mim_jax.layers.patches import as_pair, patch_grid
@@ -152,6 +152,8 @@ class Context:
     shapes: Mapping[str, jax.ShapeDtypeStruct]  # of every leaf of the variables, by path, in tree order
     structure: Any  # the variables' tree structure
     variant: str = ""
+    teachers: Mapping[str, FrozenTeacher] = dataclasses.field(default_factory=dict)  # the objective's frozen ones
+    encoder_part: str | None = None  # of a teacher's context: what is its encoder
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -161,6 +163,8 @@ class Context:
     @property
     def encoder(self) -> str:
         """The part that holds the encoder: a trained one if there is one, else a frozen one."""
+        if self.encoder_part is not None:
+            return self.encoder_part
         return "params/encoder" if "params/encoder" in self.parts else "teacher/encoder"
 
     @property
@@ -178,6 +182,20 @@ class Context:
     def is_task(self) -> bool:
         """Whether the objective is downstream, so that "params/head" is a classifier's."""
         return bool(self.config.task)
+
+    def of_teacher(self, name: str) -> tuple[Context, str]:
+        """The context of one of `teachers`, as if its encoder were the objective's, and its part, "teacher/<name>".
+
+        With it the rules of the teacher's own layout serve under a prefix, as in
+        `dino_encoder("dino_model.", part, context)`.
+        """
+        part = f"teacher/{name}"
+        return dataclasses.replace(self, config=self.teachers[name].objective.config, encoder_part=part), part
+
+    def is_truncated(self, part: str) -> bool:
+        """Whether `part` is a frozen teacher of which only the first blocks are kept, so that others are no mistake."""
+        collection, _, name = part.partition("/")
+        return collection == "teacher" and getattr(self.teachers.get(name), "truncated", False)
 
     def require_backbone(self, backbone: str) -> None:
         """Raises WeightsError unless the objective's encoder is of this kind."""
@@ -200,9 +218,9 @@ class Context:
         `optional` means that the format leaves the table out where there are no positions; otherwise that is all zeros.
         """
         path = f"{part}/position/table"
-        encoder = part.endswith("/encoder")
+        encoder = part.endswith("/encoder") or part == self.encoder
         none = encoder and self.config.model.position in ("none", "rope")
-        if path in self.shapes or part not in self.parts or (none and optional):
+        if path in self.shapes or part_of(part) not in self.parts or (none and optional):
             return [Rule((name,), path, axes.POSITIONS, grid=self.grid, resize=resize)], []
         remedy = "set model.position='learned' to use the source's own" if encoder else "it cannot be changed here"
         if none:
@@ -226,7 +244,7 @@ def flatten(variables: Any) -> dict[str, Any]:
 def make_context(objective: Objective, variant: str = "") -> Context:
     """The context of an objective; its variables are only shaped, not computed."""
     shapes = jax.eval_shape(objective.init, jax.random.key(0), objective.batch_spec())
-    return Context(objective.config, flatten(shapes), jax.tree.structure(shapes), variant)
+    return Context(objective.config, flatten(shapes), jax.tree.structure(shapes), variant, objective.teachers)
 
 
 def layout_names() -> list[str]:

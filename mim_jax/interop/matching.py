@@ -182,6 +182,8 @@ class Matching:
             self.report.ignored += [self.originals[name] for name in names]
         elif part not in self.context.parts:
             self._unused(f"this objective has no {part.split('/')[-1]}", names)
+        elif rule.may_drop and self.context.is_truncated(part):
+            self.report.ignored += [self.originals[name] for name in names]
         elif rule.may_drop:
             self._unused("this objective does without", names)
         else:
@@ -196,11 +198,14 @@ class Matching:
             if name in self.consumed:
                 continue
             reason = next((i for i in self.layout.ignored if re.search(i.pattern, name)), None)
+            stacked = next((rule for rule in self._applicable() if rule.stacked and rule.matches(name)), None)
             if reason is not None and reason.quiet:
                 self.report.ignored.append(self.originals[name])
             elif reason is not None:
                 self._unused(reason.reason, [name])
-            elif any(rule.stacked and rule.path in self.shapes and rule.matches(name) for rule in self.layout.rules):
+            elif stacked is not None and self.context.is_truncated(part_of(stacked.path)):
+                self.report.ignored.append(self.originals[name])
+            elif stacked is not None:
                 self._problem("left over in the source, which is deeper than this model (see model.depth)", [name])
             else:
                 self._problem("left over in the source", [name])

@@ -57,19 +57,20 @@ ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
 
 
 class MLP(nn.Module):
-    """Two dense layers with an activation between them: `[..., D] -> [..., hidden] -> [..., D]`."""
+    """Two dense layers with an activation between them: `[..., D] -> [..., hidden] -> [..., D or width]`."""
 
     hidden: int
     compute: Compute = Compute()
     init_scheme: str = "xavier"
     dropout: float = 0.0  # between the layers; needs the rng stream "dropout" unless 0
     activation: str = "gelu"  # one of `ACTIVATIONS`; or "swiglu": silu of one half of twice as many times the other
+    width: int | None = None  # of the output; None: that of the input
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the two layers."""
         kernel_init = find_scheme(self.init_scheme).kernel
-        width = x.shape[-1]
+        width = x.shape[-1] if self.width is None else self.width
         gated = self.activation == "swiglu"
         hidden = 2 * self.hidden if gated else self.hidden
         x = nn.Dense(hidden, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc1")(x)

@@ -29,6 +29,7 @@ class CrossAttention(nn.Module):
     out_init: Initializer | None = None  # of the output projection; None: `kernel_init`
     memory_init: Initializer | None = None  # of key and value; None: `kernel_init`
     dropout: float = 0.0  # of attention weights; needs the rng stream "dropout" unless 0
+    key_bias: bool = True  # False: the key has none even where `use_bias` (softmax does not see it)
 
     @nn.compact
     def __call__(
@@ -39,6 +40,7 @@ class CrossAttention(nn.Module):
         valid: jax.Array | None = None,
         rotation: Rotation | None = None,
         memory_rotation: Rotation | None = None,
+        value_memory: jax.Array | None = None,
     ) -> jax.Array:
         """Attends from `x [B, Q, D]` to `memory [B, K, M]`.
 
@@ -49,24 +51,26 @@ class CrossAttention(nn.Module):
           valid: `[B, K]` bool; tokens of `memory` where it is false get no attention.
           rotation: turns the queries by their positions (rotary embedding).
           memory_rotation: turns the keys by theirs.
+          value_memory: what values are made of, `[B, K, M]`; None: `memory`, of which the keys are made.
 
         Returns:
           `[B, Q, D]`.
         """
         width = x.shape[-1]
 
-        def project(tokens: jax.Array, name: str, kernel_init: Initializer) -> jax.Array:
+        def project(tokens: jax.Array, name: str, kernel_init: Initializer, use_bias: bool) -> jax.Array:
             return nn.DenseGeneral(
                 (self.heads, width // self.heads),
-                use_bias=self.use_bias,
+                use_bias=use_bias,
                 dtype=self.dtype,
                 kernel_init=kernel_init,
                 name=name,
             )(tokens)
 
         memory_init = self.kernel_init if self.memory_init is None else self.memory_init
-        query = project(x, "query", self.kernel_init)
-        key, value = (project(memory, name, memory_init) for name in ("key", "value"))
+        query = project(x, "query", self.kernel_init, self.use_bias)
+        key = project(memory, "key", memory_init, self.use_bias and self.key_bias)
+        value = project(memory if value_memory is None else value_memory, "value", memory_init, self.use_bias)
         if rotation is not None:
             query = rotate(query, rotation)
         if memory_rotation is not None:

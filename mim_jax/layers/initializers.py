@@ -42,6 +42,7 @@ class InitScheme:
     kernel: Initializer  # dense layers, attention projections, patch embedding
     token: Initializer  # class token, mask token
     patch_bias: Callable[[int], Initializer]  # of the patch embedding, given p * p * channels
+    patch_kernel: Initializer | None = None  # of the patch embedding; None: `kernel`
 
 
 def one_sigma_normal(rng: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -60,8 +61,14 @@ _SCHEMES = {
     "xavier": InitScheme(nn.initializers.xavier_uniform(), _normal, torch_default_bias),
     # I-JEPA: PyTorch's trunc_normal_(std=0.02) cuts at +-2, a hundred sigmas away, so it is a plain normal.
     "normal": InitScheme(_normal, _normal, _zero_patch_bias),
+    # DINOv2: as that, and the patch embedding keeps PyTorch's convolution default.
+    "dinov2": InitScheme(_normal, _normal, torch_default_bias, torch_default_kernel),
     # SimMIM's pre-training ViT sets the bounds to +-std: one sigma.
     "one_sigma_normal": InitScheme(one_sigma_normal, one_sigma_normal, _zero_patch_bias),
+    # CAE: as SimMIM's, until everything but tokens and patch embedding is initialised again.
+    "xavier_one_sigma": InitScheme(
+        nn.initializers.xavier_uniform(), one_sigma_normal, _zero_patch_bias, one_sigma_normal
+    ),
 }
 
 

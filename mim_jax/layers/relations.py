@@ -40,7 +40,11 @@ def attention_inputs(block: Any, x: jax.Array, *, norm_epsilon: float = 1e-6, dt
     return AttentionInputs(query, key, value)
 
 
+def attention_logits(query: jax.Array, key: jax.Array) -> jax.Array:
+    """`Q K^T / sqrt(Dh)`, `[B, H, Q, K]` float32."""
+    return jnp.einsum("bhqd,bhkd->bhqk", query * query.shape[-1] ** -0.5, key)
+
+
 def attention_map(query: jax.Array, key: jax.Array) -> jax.Array:
     """`softmax(Q K^T / sqrt(Dh))`, `[B, H, Q, K]` float32."""
-    logits = jnp.einsum("bhqd,bhkd->bhqk", query * query.shape[-1] ** -0.5, key)
-    return jax.nn.softmax(logits, axis=-1)
+    return jax.nn.softmax(attention_logits(query, key), axis=-1)

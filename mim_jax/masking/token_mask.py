@@ -10,12 +10,15 @@ from flax import struct
 from mim_jax.errors import ConfigError
 
 
-def num_kept(num_tokens: int, mask_ratio: float) -> int:
+def num_kept(num_tokens: int, mask_ratio: float, *, may_keep_all: bool = False) -> int:
     """Number of visible tokens, `int(N * (1 - ratio))` in Python floats as MAE's code truncates it.
 
     Raises:
-      ConfigError: the ratio is outside (0, 1), or leaves no token visible or none hidden.
+      ConfigError: the ratio is outside (0, 1), or leaves no token visible or none hidden; but with `may_keep_all` it
+        may be 0, which hides nothing.
     """
+    if may_keep_all and mask_ratio == 0.0:
+        return num_tokens
     if not 0.0 < mask_ratio < 1.0:
         raise ConfigError(f"mask_ratio is {mask_ratio}; it must lie strictly between 0 and 1.")
     keep = int(num_tokens * (1 - mask_ratio))

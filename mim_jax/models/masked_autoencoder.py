@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from mim_jax.contract import Batch, Clock, Objective, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.layers.block import drop_path_rngs
-from mim_jax.masking.random import random_mask
 from mim_jax.masking.token_mask import TokenMask, num_kept
 from mim_jax.models import pixel_decoder, vit
 from mim_jax.targets.pixels import masked_mean, masked_pictures, patch_statistics, pixel_target
@@ -50,7 +49,8 @@ class MaskedAutoencoder(Objective):
         """`{"params": {"encoder", "decoder"}}`."""
         encoder_rng, decoder_rng = jax.random.split(rng)
         images = jnp.zeros(batch["image"].shape, jnp.float32)[:1]
-        mask = random_mask(rng, 1, self.encoder.num_patches, self.config.mask_ratio)
+        noise = jax.random.uniform(rng, (1, self.encoder.num_patches), jnp.float32)
+        mask = TokenMask.from_noise(noise, self.num_keep)
         latent, encoder = self.encoder.init_with_output(encoder_rng, images, ids_keep=mask.ids_keep)
         decoder = self.decoder.init(decoder_rng, latent, mask)
         return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}}

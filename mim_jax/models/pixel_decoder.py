@@ -57,8 +57,8 @@ class PixelDecoder(nn.Module):
             tokens = jnp.concatenate([class_token, tokens], axis=1)
         return tokens
 
-    def predict(self, tokens: jax.Array, name: str = "", edit: AttentionEdit | None = None) -> jax.Array:
-        """Blocks, norm and head on what `fill_in` gives; `name` precedes those of their parameters."""
+    def transform(self, tokens: jax.Array, name: str = "", edit: AttentionEdit | None = None) -> jax.Array:
+        """The blocks on what `fill_in` gives, before norm and head; `name` precedes that of their parameters."""
         x, _ = BlockStack(
             self.depth,
             self.heads,
@@ -68,12 +68,26 @@ class PixelDecoder(nn.Module):
             norm_epsilon=self.norm_epsilon,
             name=f"{name}stack",
         )(tokens, edit=edit)
+        return x
+
+    def predict(self, tokens: jax.Array, name: str = "", edit: AttentionEdit | None = None) -> jax.Array:
+        """Blocks, norm and head on what `fill_in` gives; `name` precedes those of their parameters."""
+        x = self.transform(tokens, name, edit)
         x = layer_norm(self.compute, f"{name}norm", self.norm_epsilon)(x)
         kernel_init = find_scheme(self.init_scheme).kernel
         head = nn.Dense(
             self.output_dim, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name=f"{name}prediction"
         )
         return head(x[:, int(self.class_token) :]).astype(jnp.float32)
+
+
+class DecoderTrunk(PixelDecoder):
+    """A decoder without norm and head, for what compares its residual stream with another's (G2SD)."""
+
+    @nn.compact
+    def __call__(self, latent: jax.Array, mask: TokenMask) -> jax.Array:
+        """Maps `latent [B, (1 +) K, D]` to the last block's output `[B, (1 +) N, width]`, patches in raster order."""
+        return self.transform(self.fill_in(latent, mask))
 
 
 def default_config() -> ConfigDict:

@@ -63,12 +63,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deit_vit_b16": _plain("facebookresearch/deit", "B", 16),
     "deit_vit_b16_distilled": _plain("facebookresearch/deit:distilled", "B", 16, num_registers=1),
     "deit3_vit_b16": _plain("facebookresearch/deit:3", "B", 16, layer_scale=1e-4, class_position=False),
-    "dbot_vit_b16": _plain("facebookresearch/mae", "B", 16, pool="mean"),
+    "dbot_vit_b16": _plain("liuxingbin/dbot", "B", 16, pool="mean"),
     "mae_vit_b16": _plain("facebookresearch/mae", "B", 16, position="sincos"),
     "mae_vit_l16": _plain("facebookresearch/mae", "L", 16, position="sincos"),
     "mae_vit_h14": _plain("facebookresearch/mae", "H", 14, position="sincos"),
-    # This project's own encoders, as its methods train them by default.
+    "mae_vit_b16_finetuned": _plain("facebookresearch/mae", "B", 16, position="sincos_learned", pool="mean"),
+    # This project's own encoders, as its methods train them by default; and as its classifiers.
     "vit": Architecture(None, {}, None),
+    "vit_finetuned": Architecture(None, dict(position="sincos_learned", pool="mean"), None),
 }
 
 _SIZES = ("width", "depth", "heads", "patch_size", "class_token")  # of the section, where they are not None
@@ -126,18 +128,16 @@ class ViTTeacher:
     """A frozen ViT.
 
     Attributes: `section` of the config, `objective` (its whole encoder), `layout` of its public weights, `encoder` (the
-    blocks that are run).
+    blocks that are run), `truncated` (whether there are more).
     """
 
-    def __init__(
-        self, section: ConfigDict, objective: Encoder, architecture: Architecture, until: int | None = None
-    ):
+    def __init__(self, section: ConfigDict, objective: Encoder, architecture: Architecture, until: int | None = None):
         self.section, self.objective, self.layout = section, objective, architecture.layout
         depth = objective.encoder.depth
         if until is not None and not 1 <= until <= depth:
             raise ConfigError(f"Block {until} of the teacher {section.name!r} is asked for, which has {depth}.")
-        self._partial = until is not None and until < depth
-        self.encoder = objective.encoder.clone(depth=until, final_norm=False) if self._partial else objective.encoder
+        self.truncated = until is not None and until < depth
+        self.encoder = objective.encoder.clone(depth=until, final_norm=False) if self.truncated else objective.encoder
         self._scale, self._shift = _renormalization(objective.config, architecture.constants)
 
     def init(self, rng: jax.Array) -> Any:
@@ -147,17 +147,11 @@ class ViTTeacher:
     def take(self, variables: Variables) -> Any:
         """Its weights from variables of `objective`: those of the blocks that are run."""
         params = dict(variables["params"]["encoder"])
-        if self._partial:
+        if self.truncated:
             params.pop("norm", None)
             blocks = jax.tree.map(lambda x: x[: self.encoder.depth], params["stack"]["blocks"])
             params["stack"] = {"blocks": blocks}
-        dtype = self.encoder.compute.jax_dtype
-
-        def store(path: tuple, leaf: jax.Array) -> jax.Array:
-            # Matrices are computed with in this dtype, whatever they are stored in.
-            return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
-
-        return jax.tree_util.tree_map_with_path(store, params)
+        return cast_matrices(params, self.encoder.compute.jax_dtype)
 
     def __call__(self, params: Any, images: jax.Array, ids_keep: jax.Array | None = None) -> TeacherFeatures:
         """Features of `images [B, H, W, C]` as the student's batch has them, or of their patches `ids_keep [B, K]`."""
@@ -174,23 +168,52 @@ class ViTTeacher:
             return images
         return images * self._scale[None, None, None] + self._shift[None, None, None]
 
-    def class_attention(self, params: Any, features: TeacherFeatures) -> jax.Array:
-        """The last block's attention from the class token to the patches, `[B, H, N]` float32.
+    def last_layer(self, params: Any, images: jax.Array) -> jax.Array:
+        """The last block's output before the final norm, `[B, 1 + N, C]`; no other block's is gathered."""
+        encoder = self.encoder.clone(final_norm=False)
+        return jax.lax.stop_gradient(encoder.apply({"params": jax.lax.stop_gradient(params)}, self.prepare(images)))
 
-        Raises:
-          ConfigError: the teacher has no class token, has registers, or has a single block.
-        """
+    def check_class_attention(self) -> None:
+        """Raises ConfigError where `class_attention` cannot be read: no class token, registers, or a single block."""
         encoder = self.encoder
         if not encoder.class_token or encoder.num_registers or encoder.depth < 2:
             raise ConfigError(
                 f"The attention of the teacher {self.section.name!r} cannot be read: that takes a class token, no "
                 "registers and two blocks; choose another teacher or another masking."
             )
+
+    def class_attention(self, params: Any, features: TeacherFeatures) -> jax.Array:
+        """The last block's attention from the class token to the patches, `[B, H, N]` float32.
+
+        Raises:
+          ConfigError: see `check_class_attention`.
+        """
+        self.check_class_attention()
+        encoder = self.encoder
         block = layer_params(jax.lax.stop_gradient(params)["stack"], -1)
         inputs = attention_inputs(
             block, features.layers[-2], norm_epsilon=encoder.norm_epsilon, dtype=encoder.compute.jax_dtype
         )
         return attention_map(inputs.query[:, :, :1], inputs.key)[:, :, 0, 1:]
+
+
+def check_same_tokens(teacher: vit.ViT, student: vit.ViT) -> None:
+    """Raises ConfigError unless each of the student's tokens has one of the teacher's as its partner."""
+    if teacher.grid != student.grid or teacher.class_token != student.class_token:
+        raise ConfigError(
+            f"The teacher has {teacher.grid[0]}x{teacher.grid[1]} patches and class_token={teacher.class_token}, the "
+            f"student {student.grid[0]}x{student.grid[1]} and {student.class_token}; set teacher.image_size and "
+            "model.class_token so that each token has its target."
+        )
+
+
+def cast_matrices(params: Any, dtype: Any) -> Any:
+    """A frozen network's parameters with its kernels as they are computed with, whatever they were stored in."""
+
+    def cast(path: tuple, leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def build(section: ConfigDict, config: ConfigDict, *, until: int | None = None) -> ViTTeacher:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ class ViT(nn.Module):
     init_scheme: str = "xavier"
     compute: Compute = Compute()
     # What public encoders have that others learn from (see `teachers.py`).
-    num_registers: int = 0  # learned tokens without position that all tokens see; they are not given back
+    num_registers: int = 0  # learned tokens without position that all tokens see
     pre_norm: bool = False  # a norm before the first block (CLIP)
     activation: str = "gelu"  # see `MLP`
     norm_epsilon: float = 1e-6
@@ -94,10 +95,12 @@ class ViT(nn.Module):
         hidden: jax.Array | None = None,
         deterministic: bool = True,
         return_layers: bool = False,
+        return_registers: bool = False,
         arrange: Callable[[jax.Array], jax.Array] | None = None,
         edit: AttentionEdit | None = None,
         num_keys: int | None = None,
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        blocks: Callable[[jax.Array], tuple[jax.Array, Any]] | None = None,
+    ) -> jax.Array | tuple[jax.Array, Any]:
         """Encodes `images [B, H, W, C]`.
 
         Args:
@@ -106,14 +109,17 @@ class ViT(nn.Module):
           hidden: `[B, N]` bool; embeddings of these patches are replaced by the mask token (needs `mask_token=True`).
           deterministic: no drop path; otherwise the rng stream "drop_path" is needed.
           return_layers: also return the output of every block.
+          return_registers: keep the registers in what is returned, after the class token.
           arrange: maps the embedded patches with their positions, `[B, K, D]`, to the sequences to encode,
             `[B', K', D]`, before they get class tokens.
           edit: what happens to every block's attention logits (see `AttentionEdit`).
           num_keys: in every block all tokens attend to the first `num_keys` of them, a class token included.
+          blocks: is run instead of the blocks, on all tokens `[B, T, D]`, class token and registers first, and gives
+            those that are left and what `return_layers` returns, a pytree of such arrays (see `progressive_vit.py`).
 
         Returns:
-          Tokens `[B, (1 +) K, D]` after the final norm, the class token first where there is one; with `return_layers`
-          also `[depth, B, (1 +) K, D]`, before the final norm.
+          Tokens `[B, (1 +) (R +) K, D]` after the final norm, the class token first where there is one; with
+          `return_layers` also `[depth, B, (1 +) (R +) K, D]`, before the final norm.
         """
         patches = patchify(images, self.patch_size)
         token_init = find_scheme(self.init_scheme).token
@@ -138,31 +144,39 @@ class ViT(nn.Module):
         bias = None
         if self.relative_bias:
             bias = RelativeBias(self.grid, self.heads, self.class_token, name="relative_bias")()
-        x, layers = BlockStack(
-            self.depth,
-            self.heads,
-            int(self.width * self.mlp_ratio + 0.5),
-            self.qkv_bias,
-            self.layer_scale,
-            self.drop_path,
-            self.init_scheme,
-            self.compute,
-            num_keys=num_keys,
-            activation=self.activation,
-            norm_epsilon=self.norm_epsilon,
-            name="stack",
-        )(
-            x,
-            bias,
-            deterministic=deterministic,
-            return_layers=return_layers,
-            edit=edit,
-            rotation=self._rotation(ids_keep, arrange),
-        )
-        x, layers = self._remove_registers(x), self._remove_registers(layers)
+        if blocks is not None:
+            x, layers = blocks(x)
+        else:
+            x, layers = self.block_stack(num_keys=num_keys, name="stack")(
+                x,
+                bias,
+                deterministic=deterministic,
+                return_layers=return_layers,
+                edit=edit,
+                rotation=self._rotation(ids_keep, arrange),
+            )
+        if not return_registers:
+            x, layers = jax.tree.map(self._remove_registers, (x, layers))
         if self.final_norm:
             x = split_over_batch(self._norm("norm")(x))
         return (x, layers) if return_layers else x
+
+    @nn.nowrap
+    def block_stack(self, **changes: Any) -> BlockStack:
+        """The module of the blocks, or with another `depth` and the like that of some of them."""
+        own = dict(
+            depth=self.depth,
+            heads=self.heads,
+            mlp_hidden=int(self.width * self.mlp_ratio + 0.5),
+            qkv_bias=self.qkv_bias,
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path,
+            init_scheme=self.init_scheme,
+            compute=self.compute,
+            activation=self.activation,
+            norm_epsilon=self.norm_epsilon,
+        )
+        return BlockStack(**(own | changes))
 
     def _norm(self, name: str) -> nn.LayerNorm:
         return layer_norm(self.compute, name, self.norm_epsilon)
@@ -201,8 +215,8 @@ class ViT(nn.Module):
         prefix = int(self.class_token)
         return jnp.concatenate([x[:, :prefix], registers, x[:, prefix:]], axis=1)
 
-    def _remove_registers(self, x: jax.Array | None) -> jax.Array | None:
-        if x is None or not self.num_registers:
+    def _remove_registers(self, x: jax.Array) -> jax.Array:
+        if not self.num_registers:
             return x
         prefix = int(self.class_token)
         return jnp.concatenate([x[..., :prefix, :], x[..., prefix + self.num_registers :, :]], axis=-2)

@@ -5,24 +5,22 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Masks, Objective, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.fields import optional
 from mim_jax.layers import mixing
-from mim_jax.layers.block import drop_path_rngs
 from mim_jax.models import vit
+from mim_jax.models.classifier import Classifier
 from mim_jax.targets.labels import check_num_classes, read_labels, smoothed_targets
 
 
 class Classification(Objective):
     """Soft-target cross entropy of a linear head on pooled features; every parameter is trained.
 
-    With `model.pool="mean"` the patch tokens are averaged after the last block and BEFORE any norm, and a new LayerNorm
-    follows (the pre-trained final norm is not used); with "class" the head reads the class token after the final norm.
-    Label smoothing, mixup and CutMix act on the target once, inside `loss`.
+    `model.pool` says what the head reads (see `Classifier`). Label smoothing, mixup and CutMix act on the target once,
+    inside `loss`.
     """
 
     @classmethod
@@ -48,12 +46,8 @@ class Classification(Objective):
         if config.ema_decay is not None and not 0.0 < config.ema_decay < 1.0:
             raise ConfigError(f"ema_decay is {config.ema_decay}; it must lie in (0, 1), or be None for no average.")
         mixing.check_config(config.mixing)
-        norm_after_pooling = config.model.pool == "mean"
-        self.encoder = vit.build(config, final_norm=not norm_after_pooling)
-        # Pooling, norm and head run in float32: they cost nothing, and logits decide the metric.
-        self.norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False) if norm_after_pooling else None
-        # The official truncated normal of deviation 2e-5 cuts at +-2, so it is a plain normal.
-        self.head = nn.Dense(config.num_classes, kernel_init=nn.initializers.normal(2e-5))
+        self.classifier = Classifier(config)
+        self.encoder = self.classifier.encoder
 
     def batch_spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
         """Images and `label [B]` int32."""
@@ -61,15 +55,7 @@ class Classification(Objective):
 
     def init(self, rng: jax.Array, batch: Batch) -> Variables:
         """`{"params": {"encoder", "norm" (mean pooling only), "head"}}`, and a copy as "teacher" with `ema_decay`."""
-        encoder_rng, head_rng = jax.random.split(rng)
-        images = jnp.zeros(batch["image"].shape, jnp.float32)[:1]
-        pooled = jnp.zeros((1, self.encoder.width), jnp.float32)
-        params = {
-            "encoder": self.encoder.init(encoder_rng, images)["params"],
-            "head": self.head.init(head_rng, pooled)["params"],
-        }
-        if self.norm is not None:
-            params["norm"] = self.norm.init(head_rng, pooled)["params"]
+        params = self.classifier.init(rng, batch["image"])
         if self.config.ema_decay is None:
             return {"params": params}
         # A copy, not the same buffers: the training step donates its input, and a buffer can be donated only once.
@@ -90,7 +76,7 @@ class Classification(Objective):
         if mixes:
             mixed = mixing.draw_mixing(mix_rng, images.shape[1:3], config.mixing)
             images, target = mixed.images(images), mixed.targets(target)
-        features, logits = self._forward(variables["params"], images, drop_rng)
+        features, logits = self.classifier(variables["params"], images, drop_rng)
         loss = optax.losses.softmax_cross_entropy(logits, target).mean()
         aux = {"terms": {"cross_entropy": loss}, "prediction": logits, "target": target, "latent": features["tokens"]}
         if not mixes:
@@ -110,22 +96,11 @@ class Classification(Objective):
 
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Features of intact images from the averaged parameters where they exist; `pooled` is what the head reads."""
-        return self._forward(self._evaluated(variables), images)[0]
+        return self.classifier(self._evaluated(variables), images)[0]
 
     def predict(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Logits `[B, classes]` float32, from the averaged parameters where they exist."""
-        return self._forward(self._evaluated(variables), images)[1]
+        return self.classifier(self._evaluated(variables), images)[1]
 
     def _evaluated(self, variables: Variables) -> dict:
         return variables["params" if self.config.ema_decay is None else "teacher"]
-
-    def _forward(self, params: dict, images: jax.Array, rng: jax.Array | None = None):
-        tokens = self.encoder.apply(
-            {"params": params["encoder"]},
-            images,
-            **drop_path_rngs(rng),
-        )
-        features = self.encoder.split(tokens)
-        if self.norm is not None:
-            features["pooled"] = self.norm.apply({"params": params["norm"]}, features["pooled"])
-        return features, self.head.apply({"params": params["head"]}, features["pooled"])

@@ -70,11 +70,12 @@ def schedule_config() -> ConfigDict:
     """The `schedule` section. `start_lr` and `end_lr` are in the units of `optimizer.lr`, so they scale with it."""
     return ConfigDict(
         dict(
-            name="cosine",  # cosine, constant, rsqrt or step
+            name="cosine",  # cosine, linear, constant, rsqrt or step
             warmup="40 epochs",  # linear from start_lr to the peak
+            warmup_reaches_peak=False,  # True: its own last step has the peak, as in BEiT; else the one after it
             start_lr=0.0,
-            end_lr=0.0,  # of cosine
-            length=optional(str),  # of cosine, e.g. "800 epochs", on whose way a shorter run stops; None: the duration
+            end_lr=0.0,  # of cosine and linear
+            length=optional(str),  # of both, e.g. "800 epochs", on whose way a shorter run stops; None: the duration
             cosine_includes_warmup=False,  # True: the cosine's clock starts with the run (timm's t_initial counting)
             milestones=(),  # of step: durations at which the rate is multiplied by gamma
             gamma=0.1,

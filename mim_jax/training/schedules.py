@@ -13,7 +13,7 @@ from mim_jax.errors import ConfigError
 from mim_jax.training.duration import RunLength
 
 Schedule = Callable[[jax.Array], jax.Array]
-SCHEDULES = ("cosine", "constant", "rsqrt", "step")
+SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "step")
 
 
 def peak_learning_rate(config: ConfigDict) -> float:
@@ -55,10 +55,11 @@ def learning_rate_schedule(config: ConfigDict, total_steps: int, length: RunLeng
     milestones = tuple(length.steps(m, "schedule.milestones") for m in schedule.milestones)
 
     def after_warmup(step: jax.Array) -> jax.Array:
-        if schedule.name == "cosine":
-            first = 0 if schedule.cosine_includes_warmup else warmup
+        if schedule.name in ("cosine", "linear"):
+            first = 0 if schedule.cosine_includes_warmup and schedule.name == "cosine" else warmup
             progress = jnp.clip((step - first) / max(horizon - first, 1), 0.0, 1.0)
-            return end + 0.5 * (peak - end) * (1.0 + jnp.cos(jnp.pi * progress))
+            left = 1.0 - progress if schedule.name == "linear" else 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+            return end + (peak - end) * left
         if schedule.name == "rsqrt":
             return peak * jnp.sqrt(max(warmup, 1) / jnp.maximum(step, max(warmup, 1)))
         passed = sum(((step >= m).astype(jnp.float32) for m in milestones), jnp.zeros((), jnp.float32))
@@ -66,7 +67,7 @@ def learning_rate_schedule(config: ConfigDict, total_steps: int, length: RunLeng
 
     def learning_rate(step: jax.Array) -> jax.Array:
         step = jnp.maximum(jnp.asarray(step, jnp.float32) + schedule.offset, 0.0)
-        warming = start + (peak - start) * step / max(warmup, 1)
+        warming = start + (peak - start) * step / max(warmup - int(schedule.warmup_reaches_peak), 1)
         return jnp.where(step < warmup, warming, after_warmup(step)).astype(jnp.float32)
 
     return learning_rate

@@ -133,6 +133,7 @@ def _gradients(
 ) -> tuple[jax.Array, Metrics, Any, Any]:
     """Loss, its terms and metrics by log name, new method state (or None), gradients; averaged over micro-batches."""
     mask_rng, loss_rng = jax.random.split(rng)
+    batch = objective.prepare(variables, batch)
     # Masks are drawn for the whole batch, so that accumulation does not change what is hidden.
     masks = objective.masks(variables, batch, mask_rng, clock)
     has_state = "state" in variables

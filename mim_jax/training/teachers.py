@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pathlib
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -92,13 +93,19 @@ class TeacherStore:
 def check_teachers(objective: Objective) -> None:
     """Raises ConfigError for a teacher that has no weights, before anything is compiled."""
     config = objective.config
+    # A weights file may hold them too, which is not known before it is read.
+    given = config.init_from is not None and (config.init_parts == () or config.init_layout is not None)
     for name, teacher in objective.teachers.items():
-        if not teacher.section.weights and config.init_from is None:
-            key = section_name(config, teacher.section)
-            raise ConfigError(
-                f"The teacher {name!r} has no weights; set {key}.weights to a run's directory or a weights file (or to "
-                f"'{RANDOM}', to try things out)."
-            )
+        if not teacher.section.weights and not given:
+            raise ConfigError(_no_weights(config, name, teacher))
+
+
+def _no_weights(config: ConfigDict, name: str, teacher: FrozenTeacher) -> str:
+    key = section_name(config, teacher.section)
+    return (
+        f"The teacher {name!r} has no weights; set {key}.weights to a run's directory or a weights file, to "
+        f"'{RANDOM}' to try things out, or set init_from, and init_parts=() so that only the teacher takes from it."
+    )
 
 
 def load_teachers(
@@ -110,7 +117,8 @@ def load_teachers(
 ) -> Variables:
     """`variables` with the weights its frozen teachers' config sections name, as arrays of this host.
 
-    A section without weights stands for `init_from`; parts that are in `loaded`, like "teacher/clip", came from there.
+    A section without weights stands for `init_from` where nothing else takes from it, `init_parts=()`. Parts in
+    `loaded`, like "teacher/clip", were in the weights file that `init_from` named.
 
     Raises:
       ConfigError: a teacher has no weights, or a run does not fit it.
@@ -119,10 +127,13 @@ def load_teachers(
     check_teachers(objective)
     teachers = {}
     for name, teacher in objective.teachers.items():
-        weights = teacher.section.weights or objective.config.init_from
-        if teacher.section.weights == RANDOM:
+        config = objective.config
+        weights = teacher.section.weights or (config.init_from if config.init_parts == () else None)
+        if weights == RANDOM:
             logger.warning("The teacher %r is random: that serves to try things out, and teaches nothing.", name)
-        elif teacher.section.weights or f"teacher/{name}" not in loaded:
+        elif weights is None and f"teacher/{name}" not in loaded:
+            raise ConfigError(_no_weights(config, name, teacher))
+        elif weights is not None:
             teachers[name] = teacher.take(_read(objective.config, name, teacher, weights, import_weights))
             logger.info("The teacher %r has the weights of %s.", name, weights)
     return {**variables, "teacher": {**variables["teacher"], **teachers}} if teachers else variables
@@ -150,11 +161,12 @@ def _read(
     if import_weights is None:
         raise ConfigError(f"{key}.weights is a file, which this Trainer cannot read; use mim_jax.train.train.")
     try:
-        # A teacher that is partly random would teach noise without anyone noticing.
-        variables, report = import_weights(teacher.objective, weights, layout, resize_positions=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it holds more than a teacher needs; the report says what
+            variables, report = import_weights(teacher.objective, weights, layout, resize_positions=True)
     except WeightsError as error:
         raise WeightsError(f"The teacher {name!r}: {error}") from error
-    if report.random:
+    if report.random:  # a teacher that is partly random would teach noise without anyone noticing
         raise WeightsError(f"The teacher {name!r} needs more than {weights} holds: {', '.join(report.random)}.")
     logger.info("%s", report)
     return variables

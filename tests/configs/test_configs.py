@@ -70,7 +70,7 @@ def test_builds_abstractly(path: pathlib.Path):
     value, aux = jax.eval_shape(loss, variables, batch, jax.random.key(0))
     assert (value.shape, value.dtype) == ((), jnp.float32)
     assert aux["terms"]
-    pooled = jax.eval_shape(objective.encode, variables, batch["image"])["pooled"]
+    pooled = jax.eval_shape(objective.encode, variables, batch.get("image", batch.get("video")))["pooled"]
     assert pooled.shape == (8, objective.config.model.width)
 
 

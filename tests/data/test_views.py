@@ -220,6 +220,7 @@ def test_evaluation_shows_one_view_unless_asked_for_those_of_training(source):
         (dict(color_jitter=(0.4, 0.4, 0.4)), r"data.color_jitter is .*; give brightness, contrast and saturation"),
         (dict(color_jitter=(0.4, 0.4, 0.4, 0.7)), r"hue in \[0, 0.5\]"),
         (dict(color_jitter_probability=1.5), r"data.color_jitter_probability is 1.5; it must lie in \[0, 1\]"),
+        (dict(solarize=-0.1), r"data.solarize is -0.1; it must lie in \[0, 1\]"),
         (dict(crop_resize=8), "data.crop_resize is 8, smaller than image_size 16"),
         (dict(crop_padding=16), r"data.crop_padding is 16; it must lie in \[0, 16\)"),
     ],
@@ -235,7 +236,7 @@ def test_data_that_does_not_fit(tmp_path):
     for call in (data.train_batches, data.data_info):
         with pytest.raises(ConfigError, match="data.views is 'pairs', but .* holds single images; set data.source to"):
             call(run)
-    for changes in (dict(color_jitter=(0.4, 0.4, 0.4, 0.0)), dict(three_augment=True)):
+    for changes in (dict(color_jitter=(0.4, 0.4, 0.4, 0.0)), dict(three_augment=True), dict(blur=0.5)):
         with pytest.raises(ConfigError, match=f"data.{next(iter(changes))} needs 8-bit images .* of float32; set"):
             data.train_batches(config(f"npz:{tmp_path}/a.npz", **changes))
 

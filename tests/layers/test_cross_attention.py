@@ -79,3 +79,19 @@ def test_dropout_is_random_and_off_by_default(inputs, params):
 
     np.testing.assert_array_equal(apply(0.0, 0), apply(0.0, 1))
     assert np.abs(apply(0.5, 0) - apply(0.5, 1)).max() > 1e-3
+
+
+def test_values_may_be_made_of_other_tokens_and_keys_have_no_bias(inputs, params):
+    x, memory = inputs
+    layer = CrossAttention(heads=2, key_bias=False)
+    own = {name: dict(leaves) for name, leaves in params.items()}
+    del own["key"]["bias"]
+    assert jax.tree.structure(layer.init(jax.random.key(0), x, memory)["params"]) == jax.tree.structure(own)
+    unbiased = {**params, "key": {**params["key"], "bias": jnp.zeros_like(params["key"]["bias"])}}
+    expected = CrossAttention(heads=2).apply({"params": unbiased}, x, memory)
+    np.testing.assert_allclose(layer.apply({"params": own}, x, memory, value_memory=memory), expected, atol=1e-6)
+    # Of equal values the mean is the value, whatever the keys say.
+    values = jnp.broadcast_to(memory[:, :1], memory.shape)
+    same = [layer.apply({"params": own}, x, keys, value_memory=values) for keys in (memory, 3.0 * memory)]
+    np.testing.assert_allclose(*same, atol=1e-6)
+    assert not np.allclose(layer.apply({"params": own}, x, memory, value_memory=3.0 * memory), expected, atol=1e-2)

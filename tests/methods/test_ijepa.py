@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import mim_jax
-from mim_jax.methods import ijepa as ijepa_module
+from mim_jax.models import joint_embedding
 from tests.tiny import clock, synthetic_batch
 
 TINY = dict(
@@ -86,7 +86,7 @@ def test_loss_is_smooth_l1_with_beta_one(variables, batch, masks, loss):
 @pytest.mark.parametrize(("difference", "expected"), [(0.0, 0.0), (2.0, 1.5), (0.5, 0.125)])
 def test_closed_cases_of_the_loss(difference, expected):
     x = jnp.zeros((2, 3))
-    assert float(ijepa_module.optax.losses.huber_loss(x + difference, x, delta=1.0).mean()) == expected
+    assert float(joint_embedding.optax.losses.huber_loss(x + difference, x, delta=1.0).mean()) == expected
 
 
 def test_each_block_is_predicted_by_itself(variables, batch, masks, loss):

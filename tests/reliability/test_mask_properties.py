@@ -23,6 +23,8 @@ from jax.sharding import PartitionSpec as P
 
 from mim_jax import masking
 from mim_jax.errors import ConfigError
+from mim_jax.masking.attentive import attentive_mask
+from mim_jax.masking.block import block_mask
 from mim_jax.masking.color_noise import COLORS, color_noise, noise_mask
 from mim_jax.masking.disjoint import DisjointMasks, random_disjoint_masks
 from mim_jax.masking.disjoint_cells import DisjointCellSampler, DisjointViews
@@ -30,8 +32,11 @@ from mim_jax.masking.frequency import FrequencyFilter, low_pass
 from mim_jax.masking.hard import hard_mask
 from mim_jax.masking.mixed import random_owners
 from mim_jax.masking.multiblock import MultiBlockSampler
+from mim_jax.masking.multiblock3d import ClipMask, MultiBlock3DSampler
 from mim_jax.masking.progressive import SelectedTokens, TokenSelector
 from mim_jax.masking.random import check_cells, num_hidden_cells, random_cell_mask, random_mask
+from mim_jax.masking.rectangles import RectangleSampler
+from mim_jax.masking.redundancy import all_alive, drop_redundant
 from mim_jax.masking.token_mask import TokenMask, num_kept, take_tokens
 from tests.evaluation.meshes import mesh_of
 
@@ -134,6 +139,46 @@ def multi_blocks(draw) -> dict[str, Any]:
 
 
 @st.composite
+def clip_blocks(draw) -> dict[str, Any]:
+    low = draw(st.sampled_from([0.05, 0.15, 0.3, 0.6]))
+    sides = st.sampled_from(PRIMES_AND_OTHERS[2:])
+    return dict(
+        grid=(draw(st.integers(1, 8)), draw(sides), draw(sides)),
+        num_blocks=draw(st.integers(1, 8)),
+        scale=(low, draw(st.sampled_from([low, low + 0.1]))),
+        temporal_scale=draw(st.sampled_from([(1.0, 1.0), (0.3, 0.6)])),
+        context_share=draw(st.floats(0.01, 1.0)),
+        target_share=draw(st.floats(0.01, 1.0)),
+        truncation=draw(st.sampled_from(["first", "random"])),
+    )
+
+
+def check_clip_blocks(masks: ClipMask, batch: int, **sizes: Any) -> None:
+    sampler = MultiBlock3DSampler(**sizes)
+    context, targets, context_valid, targets_valid = map(np.asarray, masks)
+    for ids, valid, slots in (
+        (context, context_valid, sampler.context_slots),
+        (targets, targets_valid, sampler.target_slots),
+    ):
+        assert ids.shape == valid.shape == (batch, slots) and (ids.dtype, valid.dtype) == (np.int32, bool)
+        assert valid[:, 0].all() and (np.diff(valid.astype(int), axis=1) <= 0).all()  # slots in use come first
+    for clip in range(batch):
+        seen, hidden = context[clip][context_valid[clip]], targets[clip][targets_valid[clip]]
+        for ids in (seen, hidden):
+            assert (np.diff(ids) > 0).all() and ids[0] >= 0 and ids[-1] < sampler.num_tubes
+        assert not set(seen) & set(hidden)
+        if not context_valid[clip, -1] and not targets_valid[clip, -1]:  # neither list was cut
+            assert len(seen) + len(hidden) == sampler.num_tubes
+
+
+@st.composite
+def blocks(draw) -> dict[str, Any]:
+    grid = (draw(st.sampled_from(PRIMES_AND_OTHERS[2:])), draw(st.sampled_from(PRIMES_AND_OTHERS[2:])))
+    num_hidden = draw(st.integers(1, grid[0] * grid[1] - 1))
+    return dict(grid=grid, num_hidden=num_hidden, min_block=draw(st.sampled_from([1, 4, 16])))
+
+
+@st.composite
 def colors(draw) -> dict[str, Any]:
     grid = (draw(st.sampled_from(PRIMES_AND_OTHERS[1:])), draw(st.sampled_from(PRIMES_AND_OTHERS)))
     color, keep = draw(st.sampled_from(COLORS)), draw(st.integers(1, grid[0] * grid[1] - 1))
@@ -154,6 +199,17 @@ def hard_tokens(draw) -> dict[str, Any]:
 def sample_hard(rng: jax.Array, batch: int, num_tokens: int, keep: int, num_hard: int) -> TokenMask:
     scores = jax.random.randint(jax.random.fold_in(rng, 1), (batch, num_tokens), 0, 9).astype(jnp.float32)
     return hard_mask(rng, scores, num_hard, keep)
+
+
+@st.composite
+def alive_tokens(draw) -> dict[str, Any]:
+    num_tokens = draw(st.integers(1, 200))
+    return dict(num_tokens=num_tokens, keep=draw(st.integers(1, num_tokens)))
+
+
+def sample_alive(rng: jax.Array, batch: int, num_tokens: int, keep: int) -> TokenMask:
+    features = jax.random.normal(rng, (batch, num_tokens, 8))
+    return drop_redundant(features, all_alive(batch, num_tokens), keep)
 
 
 @st.composite
@@ -227,7 +283,54 @@ def check_frequencies(kept: jax.Array, batch: int, image_size: tuple, radius: fl
     assert all((row == low).all() or (row != low).all() for row in np.asarray(kept))
 
 
+@st.composite
+def rectangles(draw) -> dict[str, Any]:
+    grid = (draw(st.sampled_from(PRIMES_AND_OTHERS[2:])), draw(st.sampled_from(PRIMES_AND_OTHERS[2:])))
+    spread = draw(st.sampled_from([0.0, 0.1]))
+    return dict(
+        grid=grid,
+        mask_ratio=draw(st.sampled_from([0.4, 0.5, 0.6, 0.75])),
+        mask_ratio_spread=spread,
+        max_rectangle=draw(st.sampled_from([0.1, 0.3, 1.0])),
+    )
+
+
+def check_rectangles(masks: TokenMask, batch: int, grid: tuple, mask_ratio: float, **sizes: Any) -> None:
+    num_tokens, spread = grid[0] * grid[1], sizes.get("mask_ratio_spread", 0.0)
+    if spread == 0.0:
+        check_token_mask(masks, batch, num_tokens, int(num_tokens * (1 - mask_ratio)))
+        return
+    hidden = np.asarray(masks.mask).sum(axis=1)
+    assert masks.num_keep is None and masks.mask.shape == (batch, num_tokens)
+    assert (np.abs(hidden / num_tokens - mask_ratio) <= spread + 0.5 / num_tokens + 1e-6).all()
+    kept_first = np.take_along_axis(np.asarray(masks.mask), np.asarray(masks.order), axis=1)
+    assert (np.diff(kept_first.astype(int), axis=1) >= 0).all()
+
+
+def sample_attentive(rng: jax.Array, batch: int, num_tokens: int, keep: int) -> TokenMask:
+    importance = jax.random.randint(jax.random.fold_in(rng, 1), (batch, num_tokens), 0, 9).astype(jnp.float32)
+    return attentive_mask(rng, importance, keep)
+
+
+@st.composite
+def attended_tokens(draw) -> dict[str, Any]:
+    num_tokens = draw(st.integers(1, 300))
+    return dict(num_tokens=num_tokens, keep=draw(st.integers(1, num_tokens)))
+
+
 FAMILIES = {
+    "attentive_mask": Family(
+        attended_tokens(),
+        (dict(num_tokens=196, keep=58), dict(num_tokens=13, keep=13)),
+        sample_attentive,
+        lambda masks, batch, num_tokens, keep: check_token_mask(masks, batch, num_tokens, keep),
+    ),
+    "RectangleSampler": Family(
+        rectangles(),
+        (dict(grid=(14, 14)), dict(grid=(7, 5), mask_ratio=0.6, mask_ratio_spread=0.1)),
+        lambda rng, batch, **sizes: RectangleSampler(**sizes)(rng, batch),
+        lambda masks, batch, **sizes: check_rectangles(masks, batch, **{"mask_ratio": 0.6, **sizes}),
+    ),
     "random_disjoint_masks": Family(
         disjoint_tokens(),
         (dict(num_tokens=196, num_keep=49), dict(num_tokens=2, num_keep=1)),
@@ -270,6 +373,12 @@ FAMILIES = {
         sample_hard,
         lambda masks, batch, num_tokens, keep, num_hard: check_token_mask(masks, batch, num_tokens, keep),
     ),
+    "drop_redundant": Family(
+        alive_tokens(),
+        (dict(num_tokens=196, keep=167), dict(num_tokens=13, keep=6)),
+        sample_alive,
+        lambda masks, batch, num_tokens, keep: check_token_mask(masks, batch, num_tokens, keep),
+    ),
     "random_mask": Family(
         tokens(),
         (dict(num_tokens=196, mask_ratio=0.75), dict(num_tokens=13, mask_ratio=0.5)),
@@ -288,6 +397,24 @@ FAMILIES = {
         lambda rng, batch, **sizes: random_cell_mask(rng, batch, **sizes),
         check_cells_whole,
     ),
+    "MultiBlock3DSampler": Family(
+        clip_blocks(),
+        (
+            dict(grid=(8, 14, 14)),
+            dict(grid=(1, 7, 7), num_blocks=2, scale=(0.7, 0.7), truncation="random"),
+            dict(grid=(4, 5, 7), temporal_scale=(0.5, 0.5), context_share=1.0, target_share=1.0),
+        ),
+        lambda rng, batch, **sizes: MultiBlock3DSampler(**sizes)(rng, batch),
+        check_clip_blocks,
+    ),
+    "block_mask": Family(
+        blocks(),
+        (dict(grid=(14, 14), num_hidden=98), dict(grid=(5, 7), num_hidden=12, min_block=4)),
+        lambda rng, batch, **sizes: block_mask(rng, batch, **sizes),
+        lambda masks, batch, grid, num_hidden, **_: check_token_mask(
+            masks, batch, grid[0] * grid[1], grid[0] * grid[1] - num_hidden
+        ),
+    ),
     "MultiBlockSampler": Family(
         multi_blocks(),
         (dict(grid=(14, 14)), dict(grid=(2, 23), truncation="random"), dict(grid=(7, 5), num_targets=2)),
@@ -299,6 +426,7 @@ FAMILIES = {
 PARTS = {"Windows", "cut_windows", "draw_windows", "gaussian_response", "load_stack", "noise_mask"} | {
     "TokenMask",
     "BlockMasks",
+    "ClipMask",
     "take_tokens",
     "num_kept",
     "num_hidden_cells",
@@ -309,6 +437,8 @@ PARTS = {"Windows", "cut_windows", "draw_windows", "gaussian_response", "load_st
     *("MixedMask", "join_groups", "part_groups", "check_groups"),
     *("SelectedTokens", "Curriculum", "choose_ranks", "draw", "patch_scores", "gradient_magnitude", "gaussian_window"),
     *("low_pass", "keep_frequencies", "Downsampling", "GaussianBlur", "GaussianNoise"),
+    *("all_alive", "places_within", "redundancy", "take_alive"),
+    *("Corruption", "CorruptedViews", "corrupt", "other_images", "two_views"),
 }
 FIXED = [(name, sizes) for name, family in FAMILIES.items() for sizes in family.fixed]
 

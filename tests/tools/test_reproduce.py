@@ -28,6 +28,8 @@ def result(method, seed, linear, **changes):
         "loss_first": 1.0,
         "loss_last": 0.5,
         "skipped": 0.0,
+        "effective_rank": 10.0,
+        "feature_std": 0.5,
         "images_per_second": 100.0,
         "wall_seconds": 60.0,
         **changes,
@@ -63,8 +65,14 @@ def test_the_report_says_what_was_found(tools):
     ]
     text = tools["suite_report"].write_report({"title": "T", "baseline": "mae"}, rows, results, "command")
     lines = text.splitlines()
-    assert "| mae | 2 | 70.5 ± 0.7 | 60.0 ± 0.0 | 50.0 ± 0.0 | 40.0 ± 0.0 | 1.000 to 0.500 | 100 | 1.00 |" in lines
-    assert "| hpm | 2 | 59.5 ± 0.7 | 60.0 ± 0.0 | 50.0 ± 0.0 | 40.0 ± 0.0 | 1.000 to 0.500 | 50 | 0.50 |" in lines
+    assert (
+        "| mae | 2 | 70.5 ± 0.7 | 60.0 ± 0.0 | 50.0 ± 0.0 | 40.0 ± 0.0 | 1.000 to 0.500 | 100 | 1.00 | 10.0 | 0.500 |"
+        in lines
+    )
+    assert (
+        "| hpm | 2 | 59.5 ± 0.7 | 60.0 ± 0.0 | 50.0 ± 0.0 | 40.0 ± 0.0 | 1.000 to 0.500 | 50 | 0.50 | 10.0 | 0.500 |"
+        in lines
+    )
     assert "| hpm | Better. | does not agree | mae | -11.0 |" in lines
     assert not any(line.startswith("| lut") for line in lines)  # it has not been run
     assert "4 runs in 4 minutes" in text
@@ -83,6 +91,36 @@ def test_suites_name_existing_configs(tools):
             assert (reproduce.ROOT / "configs" / f"{row.config}.py").is_file(), row.config
 
 
+def test_rows_learn_from_rows_above_them(tools, tmp_path, monkeypatch):
+    reproduce, Row = tools["reproduce"], tools["suite_report"].Row
+    monkeypatch.setattr(reproduce, "SUITES", tmp_path)
+    table = """
+    title = "T"
+    baseline = "a"
+    [[rows]]
+    name = "a"
+    config = "mae_fashion_mnist"
+    claim = ""
+    expect = "unsaid"
+    runs = {init_from = "b"}
+    """
+    (tmp_path / "s.toml").write_text(table)
+    with pytest.raises(ConfigError, match="a learns from 'b', which is no row above it"):
+        reproduce.read_suite("s")
+    teacher = Row("t", "mae_fashion_mnist", "", "unsaid", once=True)
+    row = Row("a", "mae_fashion_mnist", "", "unsaid", runs={"init_from": "t"}, changes={"mask_ratio": 0.5})
+    settings = {"steps": 4, "batch_size": 8}
+    source = reproduce.run_directory(tmp_path, teacher, 2, settings)
+    assert source == tmp_path / "t-4x8-seed0"
+    config = reproduce.run_config(row, 2, settings, {"mask_ratio": 0.6}, {"init_from": source})
+    assert (config.init_from, config.mask_ratio) == (str(source), 0.5)
+    text = tools["suite_report"].write_report(
+        {"title": "T", "baseline": "a"}, [teacher, row], [result("t", 0, 90.0), result("a", 0, 70.0)], "command"
+    )
+    assert "- a: `mask_ratio=0.5`, `init_from` is the run of t" in text
+    assert "| t |" not in text.partition("the paper's claim")[2]
+
+
 def test_an_unknown_suite_is_refused(tools):
     with pytest.raises(ConfigError, match=r"There is no suite 'family_z'; choose one of .*family_a"):
         tools["reproduce"].read_suite("family_z")
@@ -98,13 +136,15 @@ def test_results_of_other_lengths_are_not_mixed(tools, tmp_path):
         earlier(file, {"steps": 5, "batch_size": 8})
 
 
-def test_the_suite_changes_the_config_and_the_command_line_that(tools):
+@pytest.mark.parametrize("family", ["family_a", "family_b"])
+def test_the_suite_changes_the_configs(tools, family):
     reproduce = tools["reproduce"]
-    suite, rows = reproduce.read_suite("family_a")
+    suite, rows = reproduce.read_suite(family)
     for row in rows:
-        config = reproduce.run_config(row, 7, {"steps": 40, "batch_size": 8}, suite["overrides"])
-        assert (config.seed, config.duration, config.schedule.warmup) == (7, "40 steps", "4 steps")
-        assert (config.batch_size, config.model.width, config.model.depth) == (8, 64, 2)
+        config = reproduce.run_config(row, 7, {"steps": 40, "batch_size": 8}, suite["overrides"], {})
+        assert (config.seed, config.schedule.warmup, config.batch_size) == (7, "4 steps", 8)
+        if not row.once:
+            assert (config.duration, config.model.width, config.model.depth) == ("40 steps", 64, 2)
         mim_jax.create(config)
 
 
@@ -124,7 +164,7 @@ def test_a_run_is_trained_and_evaluated(tools, tmp_path):
     }
     settings = {"steps": 3, "batch_size": 8}
     row = tools["suite_report"].Row("mae", "mae_fashion_mnist", "", "unsaid")
-    config = tools["reproduce"].run_config(row, 3, settings, overrides)
+    config = tools["reproduce"].run_config(row, 3, settings, overrides, {})
     found = tools["reproduce"].measure(row, 3, settings, config, tmp_path, "train")
     assert set(found) == set(result("mae", 0, 0.0))
     assert (found["seed"], found["steps"]) == (3, 3)

@@ -42,6 +42,14 @@ def test_cosine_has_the_papers_shape(config):
     assert at(schedule, TOTAL) == pytest.approx(0.5)
 
 
+def test_beits_warmup_reaches_the_peak_a_step_earlier(config):
+    config.schedule.warmup_reaches_peak = True
+    config.schedule.start_lr = 0.1
+    schedule = learning_rate_schedule(config, TOTAL, LENGTH)
+    np.testing.assert_allclose([at(schedule, i) for i in range(100)], np.linspace(0.1, 2.0, 100), rtol=1e-6)
+    assert at(schedule, 100) == pytest.approx(2.0)
+
+
 def test_timms_cosine_counts_from_the_start(config):
     config.schedule.cosine_includes_warmup = True
     schedule = learning_rate_schedule(config, TOTAL, LENGTH)
@@ -71,6 +79,18 @@ def test_a_negative_offset_repeats_the_first_rate(config):
     schedule = learning_rate_schedule(config, TOTAL, LENGTH)
     first = 0.4 + (2.0 - 0.4) / 100
     assert [at(schedule, step) for step in range(3)] == pytest.approx([0.4, 0.4, first])
+
+
+def test_linear_falls_evenly_to_its_end(config):
+    config.schedule.update(name="linear", end_lr=0.5)
+    schedule = learning_rate_schedule(config, TOTAL, LENGTH)
+    at_steps = [at(schedule, step) for step in (50, 100, 325, 775, TOTAL)]
+    assert at_steps == pytest.approx([1.0, 2.0, 1.625, 0.875, 0.5])
+    config.schedule.update(warmup="0 steps", end_lr=0.0)
+    schedule = learning_rate_schedule(config, TOTAL, LENGTH)  # the first update has the peak, as in transformers
+    assert [at(schedule, step) for step in (0, 1, TOTAL - 1)] == pytest.approx([2.0, 1.998, 0.002], abs=1e-6)
+    config.schedule.length = "20 epochs"
+    assert at(learning_rate_schedule(config, TOTAL, LENGTH), 500) == pytest.approx(1.5)
 
 
 def test_step_schedule_multiplies_at_milestones(config):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from mim_jax.interop import axes
 from mim_jax.interop.blocks import WRAPPERS
-from mim_jax.interop.layout import Context, Ignored, Layout
+from mim_jax.interop.layout import Context, Ignored, Layout, Rule
 from mim_jax.interop.teacher_blocks import CLIP_TEXT, transformers_clip_encoder
 
 
 def layout(context: Context) -> Layout:
-    """Rules for the image encoder; transformers 5 leaves out the prefix `vision_model.` in memory."""
+    """Rules for the image encoder and, for who has it, the projection into the space shared with texts.
+
+    transformers 5 leaves out the prefix `vision_model.` in memory.
+    """
     context.require_backbone("vit")
+    kernel = "params/projection/kernel"
+    projection = [Rule(("visual_projection.weight",), kernel, axes.LINEAR)] if kernel in context.shapes else []
     return Layout(
-        rules=tuple(transformers_clip_encoder("", context.encoder, context)),
+        rules=(*transformers_clip_encoder("", context.encoder, context), *projection),
         ignored=(
             CLIP_TEXT,
             Ignored(r"^visual_projection\.", "the projection to texts belongs to no encoder here"),

@@ -1,0 +1,44 @@
+"""CAE v2 on Fashion-MNIST, a small ViT: minutes on two CPU cores.
+
+    python tools/prepare_data.py fashion_mnist
+    python -m mim_jax.train --config=configs/cae_v2_fashion_mnist.py --workdir=runs/cae_v2_fashion_mnist
+
+So it predicts what a random network says, to try things out. CLIP has nothing to say here; a teacher that has learned
+something is an encoder of this project, trained first with the same sizes (`configs/mae_fashion_mnist.py`) and given by
+`--config.teacher.weights=runs/mae_fashion_mnist`. It has no projection. The values are this project's own; the method
+is Zhang et al. 2023 (arXiv 2211.09799).
+"""
+
+from ml_collections import ConfigDict
+
+import mim_jax
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The recipe; it takes no argument."""
+    del arg
+    config = mim_jax.default_config(method="cae_v2")
+
+    common.fashion_mnist(config)
+
+    config.model.update(patch_size=4, width=96, depth=4, heads=3)
+    config.regressor.update(width=96, depth=2, heads=3)
+    config.teacher.update(name="vit", weights="random", patch_size=4, width=96, depth=4, heads=3)
+    config.target_width = None
+
+    config.mask_ratio = 0.5
+    config.min_block = 8  # of 49 patches
+
+    config.optimizer.update(name="adamw", b1=0.9, b2=0.999, weight_decay=0.05, clip_norm=3.0)
+    config.optimizer.no_decay = ("bias$", "scale$", r"gamma\d$")
+    config.optimizer.lr = 2e-3
+    config.optimizer.lr_reference_batch = None
+
+    config.schedule.update(name="cosine", warmup="100 steps")
+
+    config.batch_size = 128
+    config.duration = "2 epochs"
+    common.watch_fashion_mnist(config, tasks=("knn",))
+    config.evaluation.every = "1 epochs"  # from step 0
+    return config

@@ -1,0 +1,41 @@
+"""DMT-JEPA on Fashion-MNIST, a small ViT: minutes on two CPU cores.
+
+    python tools/prepare_data.py fashion_mnist
+    python -m mim_jax.train --config=configs/dmt_jepa_fashion_mnist.py --workdir=runs/dmt_jepa_fashion_mnist
+
+Not measured to the end. In a run of 160 steps the loss fell to 0.002, but k-NN (4,000 images) did not rise: 45.6 %
+before, 43.9 % after. The values are this project's own; the method is Mo and Yun 2024 (arXiv 2405.17995).
+"""
+
+from ml_collections import ConfigDict
+
+import mim_jax
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The recipe; it takes no argument."""
+    del arg
+    config = mim_jax.default_config(method="dmt_jepa")
+
+    common.fashion_mnist(config)
+
+    config.model.update(patch_size=4, width=96, depth=4, heads=3)
+    config.predictor.update(width=48, depth=2)
+    config.head.update(depth=2, window=3, neighbors=4)
+    config.ema_momentum = 0.996
+
+    # Four blocks cover most of a 7x7 grid; an image alone keeps 15 context patches on average.
+    config.blocks.update(context_share=0.245, truncation="random")
+
+    config.optimizer.update(name="adamw", b1=0.9, b2=0.999, weight_decay=0.05)
+    config.optimizer.lr = 1e-3
+    config.optimizer.lr_reference_batch = None
+
+    config.schedule.update(name="cosine", warmup="100 steps")
+
+    config.batch_size = 128
+    config.duration = "2 epochs"
+    common.watch_fashion_mnist(config, tasks=("knn", "statistics"))
+    config.evaluation.every = "1 epochs"  # from step 0
+    return config

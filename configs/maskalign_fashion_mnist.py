@@ -1,0 +1,44 @@
+"""MaskAlign on Fashion-MNIST, a small ViT: minutes on two CPU cores.
+
+    python tools/prepare_data.py fashion_mnist
+    python -m mim_jax.train --config=configs/maskalign_fashion_mnist.py --workdir=runs/maskalign_fashion_mnist
+
+So it is aligned with a random network, to try things out. CLIP has nothing to say here; a teacher that has learned
+something is an encoder of this project, trained first with the same sizes (`configs/mae_fashion_mnist.py`) and given by
+`--config.teacher.weights=runs/mae_fashion_mnist`. The values are this project's own; the method is Xue et al. 2023
+(arXiv 2211.08887).
+"""
+
+from ml_collections import ConfigDict
+
+import mim_jax
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The recipe; it takes no argument."""
+    del arg
+    config = mim_jax.default_config(method="maskalign")
+
+    common.fashion_mnist(config)
+
+    config.model.update(patch_size=4, width=96, depth=4, heads=3)
+    config.teacher.update(name="vit", weights="random", patch_size=4, width=96, depth=4, heads=3)
+
+    config.masking = "attention"
+    config.mask_ratio = 0.6
+    config.fusion = "sum"  # for teachers of any depth
+    config.level_weights = "top2"
+
+    config.optimizer.update(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)
+    config.optimizer.no_decay = ("bias$", "scale$", "alignment/mixing$")
+    config.optimizer.lr = 2e-3
+    config.optimizer.lr_reference_batch = None
+
+    config.schedule.update(name="cosine", warmup="100 steps")
+
+    config.batch_size = 128
+    config.duration = "2 epochs"
+    common.watch_fashion_mnist(config, tasks=("knn",))
+    config.evaluation.every = "1 epochs"  # from step 0
+    return config

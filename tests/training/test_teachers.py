@@ -1,0 +1,175 @@
+"""Frozen teachers of a run: loaded once, stored once, verified, and in no checkpoint."""
+
+import logging
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import mim_jax
+from mim_jax.errors import CheckpointError, ConfigError, WeightsError
+from mim_jax.interop import WeightsWarning, import_with_report
+from mim_jax.training.checkpoint import Checkpointer, load_run
+from mim_jax.training.loop import Trainer
+from mim_jax.training.paths import leaf_names
+from mim_jax.training.teachers import section_name
+from tests.processes import rows
+from tests.tiny import tiny_config
+
+METHOD = "dmae"  # any method with one teacher, here of a part of whose blocks
+
+
+def config(**overrides):
+    return tiny_config(METHOD, {"duration": "4 steps", "checkpoint.every": "2 steps", **overrides})
+
+
+def train(workdir, import_weights=import_with_report, **overrides):
+    return Trainer(config(**overrides), workdir, import_weights=import_weights).run()
+
+
+@pytest.fixture(scope="module")
+def teacher_run(tmp_path_factory):
+    """A run of MAE to learn from."""
+    workdir = tmp_path_factory.mktemp("teacher")
+    Trainer(tiny_config("mae", {"duration": "2 steps", "checkpoint.every": "2 steps"}), workdir).run()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, teacher_run):
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train(workdir, **{"teacher.weights": str(teacher_run)})
+
+
+def teacher_of(variables):
+    return variables["teacher"]["teacher"]
+
+
+def test_it_has_the_weights_of_the_run(finished, teacher_run):
+    encoder = load_run(teacher_run).variables["params"]["encoder"]
+    teacher = teacher_of(finished[1].variables)
+    kept = jax.tree.leaves(teacher["stack"]["blocks"])[0].shape[0]
+    blocks = jax.tree.map(lambda x: x[:kept], encoder["stack"]["blocks"])
+    jax.tree.map(np.testing.assert_array_equal, teacher["stack"]["blocks"], blocks)
+    jax.tree.map(np.testing.assert_array_equal, teacher["patch_embed"], encoder["patch_embed"])
+
+
+def test_it_is_stored_once_and_in_no_checkpoint(finished):
+    workdir, _ = finished
+    assert (workdir / "teachers").is_dir()
+    checkpointer = Checkpointer(workdir, read_only=True)
+    assert checkpointer.steps() == [2, 4]
+    for step in checkpointer.steps():
+        assert not any("teacher" in name for name in leaf_names(checkpointer.arrays(step)))
+        assert checkpointer.meta(step)["teachers"]
+
+
+def test_a_restored_run_has_it(finished):
+    workdir, state = finished
+    jax.tree.map(np.testing.assert_array_equal, load_run(workdir).variables, state.variables)
+
+
+def test_a_resumed_run_needs_its_source_no_more_and_is_the_same(finished, teacher_run, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(teacher_run, source)
+    overrides = {"teacher.weights": str(source)}
+    expected = train(tmp_path / "whole", **overrides)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    shutil.rmtree(source)
+    resumed = train(tmp_path / "run", **overrides)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, expected.variables)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("damage", ["missing", "another", "unreadable"])
+def test_what_is_wrong_with_a_stored_teacher_costs_no_checkpoint(finished, teacher_run, tmp_path, damage):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    overrides = {"teacher.weights": str(teacher_run), "duration": "6 steps"}
+    stored = workdir / "teachers"
+    if damage == "another":
+        teacher = jax.tree.map(lambda x: x + 1, {"teacher": teacher_of(finished[1].variables)})
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(stored, teacher, force=True)
+    else:
+        shutil.rmtree(stored)
+    if damage == "unreadable":
+        stored.mkdir()
+    reason = {"missing": "is missing", "another": "are not those of the checkpoint", "unreadable": "cannot be read"}
+    with pytest.raises(CheckpointError, match=f"{reason[damage]}.*put the folder back"):
+        Trainer(config(**overrides), workdir, allow_config_change=True).run()
+    assert Checkpointer(workdir, read_only=True).steps() == [2, 4]
+    assert not (workdir / "damaged").exists()
+
+
+def test_without_weights_nothing_is_compiled(tmp_path):
+    with pytest.raises(ConfigError, match=r"set teacher\.weights to a run's directory or a weights file"):
+        Trainer(config(**{"teacher.weights": ""}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_student_starts_from_is_not_silently_the_teacher_too(teacher_run, tmp_path):
+    overrides = {"teacher.weights": "", "init_from": str(teacher_run)}
+    with pytest.raises(ConfigError, match=r"set init_from, and init_parts=\(\) so that only the teacher takes from it"):
+        Trainer(config(**overrides), tmp_path)
+    run = load_run(teacher_run)
+    file = mim_jax.export_weights(run.objective, run.variables, tmp_path, layout="facebookresearch/mae")
+    overrides |= {"init_from": str(file), "init_layout": "facebookresearch/mae"}
+    with pytest.warns(WeightsWarning), pytest.raises(ConfigError, match="The teacher 'teacher' has no weights"):
+        train(tmp_path / "run", **overrides)
+
+
+def test_a_random_one_is_said_to_be(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, **{"teacher.weights": "random", "duration": "2 steps"})
+    assert "'teacher' is random" in caplog.text
+
+
+def test_without_weights_of_its_own_it_takes_those_of_init_from(teacher_run, finished, tmp_path):
+    overrides = {"teacher.weights": "", "init_from": str(teacher_run), "init_parts": (), "duration": "2 steps"}
+    state = train(tmp_path, **overrides)
+    jax.tree.map(np.testing.assert_array_equal, teacher_of(state.variables), teacher_of(finished[1].variables))
+    fresh = mim_jax.create(config()).init(jax.random.key(0), mim_jax.create(config()).batch_spec())
+    moved = np.abs(
+        state.variables["params"]["encoder"]["patch_embed"]["projection"]["kernel"]
+        - fresh["params"]["encoder"]["patch_embed"]["projection"]["kernel"]
+    )
+    assert moved.max() < 4e-3  # a step or two from its own start, not the teacher's weights
+
+
+def test_a_run_that_does_not_fit_is_refused(teacher_run, tmp_path):
+    weights = {"teacher.weights": str(teacher_run)}
+    with pytest.raises(ConfigError, match="set the sizes under teacher to the run's"):
+        train(tmp_path / "a", **weights, **{"teacher.width": 24, "teacher.heads": 2})
+    with pytest.raises(ConfigError, match=r"model\.position='sincos', the teacher of teacher has 'learned'"):
+        train(tmp_path / "b", **weights, **{"teacher.name": "clip_vit_b16", "teacher.patch_size": 4})
+    with pytest.raises(ConfigError, match="saw images normalised otherwise"):
+        train(tmp_path / "c", **weights, **{"data.mean": (0.1,), "data.std": (0.5,)})
+
+
+def test_a_weights_file_is_read_through_its_layout(teacher_run, finished, tmp_path):
+    run = load_run(teacher_run)
+    file = mim_jax.export_weights(run.objective, run.variables, tmp_path, layout="facebookresearch/mae")
+    overrides = {"teacher.weights": str(file), "duration": "2 steps"}
+    with pytest.raises(ConfigError, match=r"set teacher\.layout too"):
+        train(tmp_path / "a", **overrides)
+    with pytest.raises(ConfigError, match=r"use mim_jax\.train\.train"):
+        train(tmp_path / "b", None, **overrides, **{"teacher.layout": "facebookresearch/mae"})
+    state = train(tmp_path / "c", **overrides, **{"teacher.layout": "facebookresearch/mae"})
+    jax.tree.map(np.testing.assert_array_equal, teacher_of(state.variables), teacher_of(finished[1].variables))
+    with pytest.raises(WeightsError, match="The teacher 'teacher'"):
+        train(tmp_path / "d", **overrides, **{"teacher.layout": "openai/clip"})
+    part = {name: value for name, value in load_file(file).items() if "blocks.1." not in name}
+    save_file(part, tmp_path / "part.safetensors")
+    overrides |= {"teacher.weights": str(tmp_path / "part.safetensors"), "teacher.layout": "facebookresearch/mae"}
+    with pytest.raises(WeightsError, match="(?s)The teacher 'teacher'.*missing"):
+        train(tmp_path / "e", **overrides)
+
+
+def test_sections_are_named_by_their_place():
+    objective = mim_jax.create(config())
+    assert section_name(objective.config, objective.teachers["teacher"].section) == "teacher"
