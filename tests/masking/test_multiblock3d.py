@@ -148,10 +148,12 @@ def test_context_and_targets_are_disjoint_and_uncut_they_are_everything(kind):
 def test_clips_without_context_are_drawn_again():
     """Two blocks of 14x10 at the left and right cover everything."""
     sampler = MultiBlock3DSampler(grid=(1, 14, 14), num_blocks=2, scale=(0.7, 0.7), aspect=(1.45, 1.45))
-    hidden = draw_hidden(sampler, 20, 16)[:, :, 0].reshape(-1, 14, 14)
+    hidden = draw_hidden(sampler, 60, 16)[:, :, 0].reshape(-1, 14, 14)
     assert not hidden.all(axis=(1, 2)).any()
     widths = hidden.any(axis=1).sum(axis=1)
     assert hidden.any(axis=2).all() and set(widths) == {10, 11, 12, 13}
+    # Of the 25 pairs of offsets two are out and five equal; without new draws a single block would make it 7 of 25.
+    assert (widths == 10).mean() == pytest.approx(5 / 23, abs=0.03)
 
 
 def test_one_of_very_many_blocks_is_left():

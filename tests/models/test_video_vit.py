@@ -64,6 +64,7 @@ def test_over_one_frame_it_is_a_vit():
 
 def test_unused_slots_change_nothing_and_see_no_pixels(apply, params, clips):
     ids = random_ids(7)
+    assert 5 not in ids  # the tube of the unused slots
     padded = np.concatenate([ids, np.full((2, 3), 5, np.int32)], axis=1)
     valid = np.broadcast_to(np.arange(10) < 7, (2, 10))
     alone = apply(params, clips, ids_keep=ids)
@@ -71,6 +72,9 @@ def test_unused_slots_change_nothing_and_see_no_pixels(apply, params, clips):
     np.testing.assert_allclose(together[:, :7], alone, rtol=1e-5, atol=1e-5)
     otherwise = apply(params, clips, ids_keep=np.where(valid, padded, 9), valid=valid)
     np.testing.assert_array_equal(otherwise[:, :7], together[:, :7])
+    # What comes out of them does not see their pixels either: tube 5 is in the second row and column of the first time.
+    repainted = apply(params, clips.at[:, :2, 4:8, 4:8].set(9.0), ids_keep=padded, valid=valid)
+    np.testing.assert_array_equal(repainted, together)
     used_differently = apply(params, clips, ids_keep=padded, valid=np.ones_like(valid))
     assert np.abs(used_differently[:, :7] - alone).max() > 1e-3
 
