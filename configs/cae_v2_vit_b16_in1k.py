@@ -1,7 +1,7 @@
 """CAE v2, ViT-B/16 on ImageNet-1k for 300 epochs (Zhang et al. 2023, arXiv 2211.09799).
 
     python -m mim_jax.train --config=configs/cae_v2_vit_b16_in1k.py --workdir=runs/cae_v2_vit_b16 \\
-        --config.teacher.weights=ViT-B-16.pt
+        --config.teacher.weights=ViT-B-16.safetensors
 
 The teacher is OpenAI's CLIP ViT-B/16 with its projection: the state_dict of the archive, or, with
 `--config.teacher.layout=transformers/clip`, a file of transformers. All values are those of the official command; its

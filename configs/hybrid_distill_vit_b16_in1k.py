@@ -1,7 +1,7 @@
 """Hybrid Distillation, ViT-B/16 on ImageNet-1k for 300 epochs (Shi et al. 2024, arXiv 2306.15876).
 
     python -m mim_jax.train --config=configs/hybrid_distill_vit_b16_in1k.py --workdir=runs/hybrid_distill_vit_b16 \\
-        --config.contrastive.weights=ViT-B-16.pt --config.reconstructive.weights=mae_pretrain_vit_base.pth
+        --config.contrastive.weights=ViT-B-16.safetensors --config.reconstructive.weights=mae_pretrain_vit_base.pth
 
 The teachers are OpenAI's CLIP (the state_dict of the archive, or, with `--config.contrastive.layout=transformers/clip`,
 a file of transformers) and MAE. With DeiT instead, `--config.contrastive.name=deit_vit_b16

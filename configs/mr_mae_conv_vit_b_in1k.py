@@ -1,7 +1,7 @@
 """MR-MAE with ConvMAE's hybrid encoder (MR-MCMAE, ConvMAE-v2) on ImageNet-1k for 400 epochs (arXiv 2303.05475).
 
     python -m mim_jax.train --config=configs/mr_mae_conv_vit_b_in1k.py --workdir=runs/mr_mae_conv_vit_b \\
-        --config.teacher.weights=ViT-B-16.pt
+        --config.teacher.weights=ViT-B-16.safetensors
 
 Published ImageNet-1k top-1 at 224 px, fine-tuned: 85.8 %; 85.7 % after 200 epochs. Teacher and all else are those of
 `configs/mr_mae_vit_b16_in1k.py`. The student has no class token; the teacher's is not mimicked.

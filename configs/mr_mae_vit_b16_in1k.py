@@ -1,7 +1,7 @@
 """MR-MAE, ViT-B/16 on ImageNet-1k for 200 epochs (Gao et al. 2023, arXiv 2303.05475).
 
     python -m mim_jax.train --config=configs/mr_mae_vit_b16_in1k.py --workdir=runs/mr_mae_vit_b16 \\
-        --config.teacher.weights=ViT-B-16.pt
+        --config.teacher.weights=ViT-B-16.safetensors
 
 The teacher is OpenAI's CLIP ViT-B/16: the state_dict of the archive, or, with
 `--config.teacher.layout=transformers/clip`, a file of transformers. DINO is `teacher.name=dino_vit_b16`; both together

@@ -6,8 +6,8 @@
 
 Textures (DTD) or, by an argument as in `..._dtd.py:flowers`, another of the paper's data sets: `flowers`, `dogs` or
 `birds`. The teacher is a run of `mae_vit_b16_further_pretrain_dtd.py` with the same argument. The student starts where
-that run started, from the directory of facebook/vit-mae-base, and not from the teacher; without `teacher.weights` that
-start would be its teacher.
+that run started, from the directory of facebook/vit-mae-base, and not from the teacher; without `teacher.weights` the
+run is refused.
 
 All values are those of the official scripts; augmentation there is none. What it reaches after fine-tuning is not
 known: the paper's numbers could not be confirmed.

@@ -43,5 +43,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.duration = "200 epochs"
     # The lowest rate is 1e-6 whatever the batch, while `end_lr` scales with it as `lr` does.
     config.schedule.update(name="cosine", warmup="10 epochs", start_lr=0.0, end_lr=1e-6 * 256 / 512)
+    config.schedule.warmup_reaches_peak = True
     common.watch_imagenet(config, tasks=("knn",))
     return config

@@ -101,8 +101,8 @@ class Objective:
     def prepare(self, variables: Variables, batch: Batch) -> Batch:
         """The batch with what `masks` and `loss` would otherwise both compute, such as features of a frozen teacher.
 
-        The training step calls it once, before both; nothing of it has a gradient, and every array leads with the batch
-        axis. Both have to work on a batch without it too.
+        The training step calls it once, on the whole batch before that is cut into micro-batches, and both have to work
+        without it too. Nothing of it has a gradient, and every array leads with the batch axis.
         """
         del variables
         return batch
@@ -134,6 +134,11 @@ class Objective:
         raise ConfigError(
             f"{type(self).__name__} predicts nothing one can look at; remove 'reconstruct' from evaluation.tasks."
         )
+
+    def evaluated(self, variables: Variables) -> Variables:
+        """The parameters that `encode` uses and that a run is judged by: `params`, or an average of them."""
+        encoder = variables[self.encoder_collection].get("encoder")
+        return variables["params"] if encoder is None else {**variables["params"], "encoder": encoder}
 
     def stage(self, progress: float) -> Objective:
         """The objective with the static sizes that hold at `progress`; itself unless token counts change."""

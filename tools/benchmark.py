@@ -1,7 +1,7 @@
 """Times full pre-training steps, beside PyTorch on the same machine in the same run.
 
     python tools/benchmark.py --configs=mae_vit_b16_in1k --batch_sizes=8,32 --peers=eager,compile [--json=FILE]
-                              [--config.compute.scan=False ...] [--windows=5] [--seconds=5]
+                              [--config.compute.scan=False ...] [--windows=5] [--seconds=5] [--breakdown]
 
 A step is forward, backward and AdamW on synthetic images already on the device. Each contestant is a process of its
 own, asleep while another one is measured. They take turns, window by window, so that whatever else the machine does
@@ -42,6 +42,8 @@ from mim_jax.cli import apply_overrides, run_main
 from mim_jax.config import resolve
 from mim_jax.errors import ConfigError, TrainingError
 from mim_jax.layers.compute import Compute, compute_dtype
+from mim_jax.layers.patches import patchify
+from mim_jax.masking.token_mask import take_tokens
 from mim_jax.training.flops import count_flops
 from mim_jax.training.program import Program
 from mim_jax.training.sharding import make_mesh, put_batch
@@ -157,9 +159,17 @@ def synthetic_batch(program: Program) -> dict[str, jax.Array]:
 
 
 def masking_step(program: Program, state: Any, batch: Any) -> Callable[[int], None]:
-    """Runs what a step does to choose masks, alone."""
+    """Runs what a step does to choose masks, and to gather the visible patches where it drops the others, alone."""
     clock = mim_jax.Clock.at(state.step, total_steps=program.total_steps, steps_per_epoch=1000.0)
-    draw = jax.jit(program.objective.masks)
+    objective = program.objective
+
+    @jax.jit
+    def draw(variables: Any, batch: Any, rng: jax.Array, clock: mim_jax.Clock) -> Any:
+        masks = objective.masks(variables, objective.prepare(variables, batch), rng, clock)
+        if not isinstance(masks, mim_jax.TokenMask):
+            return masks
+        return masks, take_tokens(patchify(batch["image"], objective.encoder.patch_size), masks.ids_keep)
+
     variables = jax.tree.map(np.asarray, jax.device_get(state.variables))
 
     def run(steps: int) -> None:
@@ -311,6 +321,26 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def breakdown(rows: list[dict[str, Any]]) -> str:
+    """Our rows as Markdown: what a step costs beside the first one's, in FLOPs and as measured, and masks in it."""
+    lines = [
+        "| config | batch | GFLOP/image | FLOPs, relative | step, relative | measured / counted | masks and gather |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    ours = [row for row in rows if row["name"] == OURS]
+    first = {}
+    for row in ours:
+        batch = row["batch_size"]
+        base = first.setdefault(batch, row)
+        counted = row["flops_per_step"] / base["flops_per_step"]
+        measured = base["images_per_second"]["median"] / row["images_per_second"]["median"]
+        lines.append(
+            f"| {row['config']} | {batch} | {row['flops_per_step'] / batch / 1e9:.1f} | {counted:.2f} | {measured:.2f} "
+            f"| {measured / counted:.2f} | {row['masking_share']:.2%} |"
+        )
+    return "\n".join(lines)
+
+
 def machine() -> dict[str, Any]:
     """What the numbers were measured on and with."""
     from importlib import metadata
@@ -352,6 +382,7 @@ def define_flags() -> None:
     flags.DEFINE_list("peers", list(PEERS), "Of eager and compile; empty for none.")
     flags.DEFINE_integer("windows", 5, "Measurements of each contestant.")
     flags.DEFINE_float("seconds", 5.0, "About how long a window lasts.")
+    flags.DEFINE_bool("breakdown", False, "Also compare our steps with the first config's and with what was counted.")
     flags.DEFINE_string("json", None, "Where to write everything that was measured.")
 
 
@@ -367,6 +398,8 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
     for name, config in configurations(overrides):
         rows += measure(config, name, given.peers, given.windows, given.seconds)
         print(table(rows), flush=True)
+    if given.breakdown:
+        print(breakdown(rows))
     content = {"machine": machine(), "rows": rows}
     if given.json:
         pathlib.Path(given.json).write_text(json.dumps(content, indent=1) + "\n")

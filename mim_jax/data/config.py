@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from mim_jax.data.color import active_key
+from mim_jax.data.color import OFF, active_key
 from mim_jax.errors import ConfigError
 from mim_jax.fields import optional
 
@@ -141,8 +141,8 @@ def _check_colors(data: ConfigDict) -> None:
         )
     if data.views == "weak_strong" and active_key(data) is None:
         raise ConfigError(
-            "data.views is 'weak_strong', but nothing makes the second view a strong one; set data.color_jitter or "
-            "data.three_augment, or choose data.views='random'."
+            "data.views is 'weak_strong', but nothing makes the second view a strong one; set one of "
+            f"{', '.join(f'data.{key}' for key in OFF)}, or choose data.views='random'."
         )
 
 

@@ -192,10 +192,14 @@ class Context:
         part = f"teacher/{name}"
         return dataclasses.replace(self, config=self.teachers[name].objective.config, encoder_part=part), part
 
-    def is_truncated(self, part: str) -> bool:
-        """Whether `part` is a frozen teacher of which only the first blocks are kept, so that others are no mistake."""
-        collection, _, name = part.partition("/")
-        return collection == "teacher" and getattr(self.teachers.get(name), "truncated", False)
+    def is_truncated(self, path: str) -> bool:
+        """Whether `path` is in a frozen teacher whose first blocks alone are kept, so that others are no mistake.
+
+        A teacher's `truncated` says so for all of it, or names the parts.
+        """
+        collection, name, part = (*path.split("/"), "", "")[:3]
+        truncated = getattr(self.teachers.get(name), "truncated", False)
+        return collection == "teacher" and (truncated is True or (bool(truncated) and part in truncated))
 
     def require_backbone(self, backbone: str) -> None:
         """Raises WeightsError unless the objective's encoder is of this kind."""

@@ -85,6 +85,8 @@ class Matching:
             self.tensors = dict(self.layout.prepare(self.tensors))
 
     def _check_config(self, config: Any) -> None:
+        if config is not None:  # CLIP's has a section for each of its halves
+            config = {**config, **config.get("vision_config", {})}
         for key, ours in (self.layout.config or {}).items():
             if config is None or key not in config:
                 continue
@@ -182,7 +184,7 @@ class Matching:
             self.report.ignored += [self.originals[name] for name in names]
         elif part not in self.context.parts:
             self._unused(f"this objective has no {part.split('/')[-1]}", names)
-        elif rule.may_drop and self.context.is_truncated(part):
+        elif rule.may_drop and self.context.is_truncated(rule.path):
             self.report.ignored += [self.originals[name] for name in names]
         elif rule.may_drop:
             self._unused("this objective does without", names)
@@ -203,7 +205,7 @@ class Matching:
                 self.report.ignored.append(self.originals[name])
             elif reason is not None:
                 self._unused(reason.reason, [name])
-            elif stacked is not None and self.context.is_truncated(part_of(stacked.path)):
+            elif stacked is not None and self.context.is_truncated(stacked.path):
                 self.report.ignored.append(self.originals[name])
             elif stacked is not None:
                 self._problem("left over in the source, which is deeper than this model (see model.depth)", [name])

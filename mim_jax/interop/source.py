@@ -186,7 +186,14 @@ def _read_torch(path: pathlib.Path) -> Mapping[str, Any]:
     _check_growth(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        if "TorchScript" in str(error):
+            raise WeightsError(
+                f"{path} is a program with its weights (TorchScript), and not run. If you trust it, convert it once: "
+                "safetensors.torch.save_file of torch.jit.load(file, map_location='cpu').state_dict()."
+            ) from error
+        if not isinstance(error, pickle.UnpicklingError):
+            raise WeightsError(f"{path} is no sound PyTorch file: {str(error).partition(chr(10))[0]}.") from error
         raise WeightsError(
             f"{path} holds more than tensors, and unpickling it could run anything ({str(error).splitlines()[0]}). If "
             "you trust the file, convert it once: torch.load(file, weights_only=False), then "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mim_jax.interop import axes
 from mim_jax.interop.blocks import linear, norm, patch_embed, timm_encoder
 from mim_jax.interop.layout import Context, Fused, Ignored, Rule
@@ -17,6 +19,27 @@ CLIP_TEXT = Ignored(
     r"|input_resolution$|context_length$|vocab_size$)",
     "the text encoder belongs to no encoder here",
 )
+
+
+# Keys of config.json that may differ: of what the weights mean they say nothing.
+TEACHER_FREE = ("architectures", "image_size", "model_type")
+
+
+def transformers_teacher_config(model_type: str, architecture: str, context: Context, **more: Any) -> dict[str, Any]:
+    """`config.json` of a public ViT; keys whose values must agree for the weights to mean the same."""
+    config, model = context.config, context.config.model
+    return dict(
+        model_type=model_type,
+        architectures=[architecture],
+        hidden_size=model.width,
+        num_hidden_layers=model.depth,
+        num_attention_heads=model.heads,
+        layer_norm_eps=model.norm_epsilon,
+        image_size=config.image_size,
+        patch_size=model.patch_size,
+        num_channels=config.channels,
+        **more,
+    )
 
 
 def clip_encoder(prefix: str, part: str, context: Context) -> list[Rule]:

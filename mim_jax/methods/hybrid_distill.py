@@ -42,11 +42,13 @@ class HybridDistill(Objective):
     deeper ("progressive redundant token masking"); both losses see the patches that are left where they apply.
 
     Read into the sources: that cosines between the contrastive teacher's patches say which are redundant, all shares
-    and depths, smooth L1 on targets normalised without affine parameters, the divergence, and the layer it applies to.
-    Of the weights 1 and 1 it is not certain which is whose.
+    and depths, smooth L1 on targets normalised without affine parameters, the divergence, and the layer it applies to;
+    and, without a field of their own, that the class token takes part in both losses and that a patch is redundant
+    beside those still there. Of the weights 1 and 1 it is not certain which is whose.
 
     Both teachers see the whole image, and the masked autoencoder only up to the last layer it is asked about. Choosing
-    patches and the loss both run the contrastive teacher, of which the compiler makes one pass.
+    patches and the loss both run the contrastive teacher, of which the compiler makes one pass; with
+    `accumulation_steps` there are two, the first over the whole batch.
     """
 
     @classmethod
@@ -243,6 +245,12 @@ class HybridDistill(Objective):
                     f"The student's {key} is {ours}, that of the teacher {name!r} {theirs}; choose a model and a "
                     f"{name}.name of one size."
                 )
+        pools = teacher.encoder.pool == "mean" and teacher.encoder.class_token
+        if name == "contrastive" and pools and self.config.teacher_final_norm:
+            raise ConfigError(
+                f"The final norm of the teacher {self.config.contrastive.name!r} is that of its patches' mean, not of "
+                "tokens; set teacher_final_norm=False."
+            )
 
 
 def _default(value: tuple[int, ...] | None, default: tuple[int, ...]) -> tuple[int, ...]:

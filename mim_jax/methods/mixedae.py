@@ -125,7 +125,8 @@ class MixedAE(Objective):
     def loss(self, variables: Variables, batch: Batch, masks: MixedMask, rng: jax.Array, clock: Clock):
         """`terms`: `reconstruction`, MAE's loss over the patches an image does not own, and `homologous`, the contrast.
 
-        `aux["latent"]` is un-mixed: `[B, (1 +) N / g, D]`, the class token being that of the mixed image.
+        `aux["latent"]` is un-mixed: `[B, (1 +) N / g, D]`, the class token being that of the mixed image;
+        `aux["pooled"]` has one row, `[B / g, D]`, for each mixed image.
         """
         del clock
         check_groups(batch["image"].shape[0], self.config.group_size)
@@ -139,6 +140,7 @@ class MixedAE(Objective):
             "prediction": prediction,
             "target": target,
             "latent": latent,
+            "pooled": self.encoder.split(mixed)["pooled"],
         }
 
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:

@@ -165,6 +165,7 @@ class MMC(Objective):
             "prediction": predictions[0],
             "target": targets[0],
             "latent": latents[0],
+            "pooled": jnp.concatenate([latent[:, 0] for latent in latents]),
             "state": {**state, **statistics, "centre": centre},
         }
 
@@ -210,19 +211,22 @@ class MMC(Objective):
         temperature: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         """Student patches towards the teacher's class token, or its patch there, of the same view; and the centre."""
-        centre, losses, seen = variables["state"]["centre"], [], []
+        centre, losses, seen, weights = variables["state"]["centre"], [], [], []
         for latent, intact, corruption in zip(latents, clean, corruptions, strict=True):
             tokens, ids, counted = self._distilled(latent[:, 1:], corruption.hidden)
             if self.config.distil_target == "class":
-                source = intact[:, :1]
+                source, taught = intact[:, :1], jnp.ones((intact.shape[0], 1), bool)
             else:
                 source = intact[:, 1:] if ids is None else take_tokens(intact[:, 1:], ids)
+                taught = counted
             logits = self.prototypes.apply({"params": variables["params"]["prototypes"]}, tokens)
             theirs = self.prototypes.apply({"params": variables["teacher"]["prototypes"]}, source)
             target = sharpened(theirs, centre, temperature)
             losses.append(masked_mean(cross_entropy(logits, target, self.config.student_temperature), counted))
             seen.append(theirs)
-        return _mean(losses), moved_centre(centre, jnp.concatenate(seen, axis=1), self.config.centre_momentum)
+            weights.append(taught)
+        seen, weights = jnp.concatenate(seen, axis=1), jnp.concatenate(weights, axis=1)
+        return _mean(losses), moved_centre(centre, seen, weights, self.config.centre_momentum)
 
     def _distilled(self, patches: jax.Array, hidden: TokenMask):
         """Which of the student's patches are distilled to: tokens `[B, M, D]`, their places, and which of them count.
@@ -280,6 +284,10 @@ class MMC(Objective):
             raise ConfigError(
                 f"mask_ratio_spread is {config.mask_ratio_spread}, so that images keep different numbers of tokens, "
                 "which drop_tokens cannot drop; set one of the two to 0 or False."
+            )
+        if config.drop_tokens and config.replacement != "mask_token":
+            raise ConfigError(
+                f"replacement is {config.replacement!r}, but drop_tokens replaces nothing; set one of the two."
             )
         if config.drop_tokens and config.model.relative_bias:
             raise ConfigError("model.relative_bias is True; it needs all patches, but drop_tokens drops some.")

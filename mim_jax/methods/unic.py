@@ -176,13 +176,13 @@ def _build_teachers(config: ConfigDict, encoder: vit.ViT) -> dict[str, ViTTeache
     built = {}
     for name in sorted(config.teachers):
         section = config.teachers[name]
-        if not section.enabled:
-            continue
-        if not section.name:
+        if not section.name:  # enabled or not: whoever disables a teacher may have misspelt it
             raise ConfigError(
                 f"teachers.{name} has no architecture; set teachers.{name}.name to one of "
                 f"{', '.join(teachers.ARCHITECTURES)}, or, for one of the other teachers, mend the spelling."
             )
+        if not section.enabled:
+            continue
         built[name] = teachers.build(section, config)
         if built[name].encoder.num_patches != encoder.num_patches:
             raise ConfigError(

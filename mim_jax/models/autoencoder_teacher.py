@@ -30,7 +30,7 @@ class AutoencoderTeacher:
     are loaded), `layout` and `encoder` as of `ViTTeacher`, `decoder` (the blocks that are run) and `truncated`.
     """
 
-    truncated = True  # at least norm and head are never run
+    truncated = ("decoder",)  # whose norm and head at least are never run
 
     def __init__(self, encoder: ViTTeacher, objective: MaskedAutoencoder, decoder: DecoderTrunk):
         self._encoder, self.objective, self.decoder = encoder, objective, decoder

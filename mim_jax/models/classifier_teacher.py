@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Objective, Variables
+from mim_jax.errors import ConfigError
 from mim_jax.models import teachers
 from mim_jax.models.classifier import Classifier
 from mim_jax.models.teachers import ViTTeacher, cast_matrices
@@ -63,4 +64,10 @@ def build(section: ConfigDict, config: ConfigDict) -> ClassifierTeacher:
     Raises:
       ConfigError: there is no such architecture, or its sizes do not fit.
     """
-    return ClassifierTeacher(teachers.build(section, config))
+    encoder = teachers.build(section, config)
+    if encoder.encoder.num_registers:
+        raise ConfigError(
+            f"The teacher {section.name!r} also classifies by its distillation token, which is not read here; choose "
+            "one without."
+        )
+    return ClassifierTeacher(encoder)

@@ -127,18 +127,20 @@ class Encoder(Objective):
 class ViTTeacher:
     """A frozen ViT.
 
-    Attributes: `section` of the config, `objective` (its whole encoder), `layout` of its public weights, `encoder` (the
-    blocks that are run), `truncated` (whether there are more).
+    Attributes: `section` of the config, `objective` (its whole encoder), `layout` of its public weights, `constants`
+    (means and deviations of its input; None: the batch's), `encoder` (the blocks that are run), `truncated` (whether
+    there are more).
     """
 
     def __init__(self, section: ConfigDict, objective: Encoder, architecture: Architecture, until: int | None = None):
         self.section, self.objective, self.layout = section, objective, architecture.layout
+        self.constants = _constants(objective.config.channels, architecture.constants)
         depth = objective.encoder.depth
         if until is not None and not 1 <= until <= depth:
             raise ConfigError(f"Block {until} of the teacher {section.name!r} is asked for, which has {depth}.")
         self.truncated = until is not None and until < depth
         self.encoder = objective.encoder.clone(depth=until, final_norm=False) if self.truncated else objective.encoder
-        self._scale, self._shift = _renormalization(objective.config, architecture.constants)
+        self._scale, self._shift = _renormalization(objective.config, self.constants)
 
     def init(self, rng: jax.Array) -> Any:
         """Random weights."""
@@ -243,16 +245,26 @@ def build(section: ConfigDict, config: ConfigDict, *, until: int | None = None) 
     return ViTTeacher(section, Encoder(FrozenConfigDict(own)), architecture, until)
 
 
-def _renormalization(config: ConfigDict, constants: tuple | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _constants(channels: int, constants: tuple | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Means and deviations `[C]` of a teacher's input; a grey image is seen as one whose colours are equal."""
+    if constants is None:
+        return None
+    mean, std = (np.asarray(values, np.float64) for values in constants)
+    if channels == 1:
+        return mean.mean(keepdims=True), std.mean(keepdims=True)
+    if channels != len(mean):
+        raise ConfigError(f"channels is {channels}; a teacher of colour images needs 3.")
+    return mean, std
+
+
+def _renormalization(
+    config: ConfigDict, constants: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Factor and summand `[C]` that turn the batch's normalisation into one by `constants`; None where it has them."""
     if constants is None:
         return None, None
     mean, std = (np.asarray(values, np.float64) for values in normalization(config))
-    own_mean, own_std = (np.asarray(values, np.float64) for values in constants)
-    if len(mean) == 1:  # a grey image is seen as one whose colours are equal
-        own_mean, own_std = own_mean.mean(keepdims=True), own_std.mean(keepdims=True)
-    elif len(mean) != len(own_mean):
-        raise ConfigError(f"channels is {len(mean)}; a teacher of colour images needs 3.")
+    own_mean, own_std = constants
     if np.allclose(mean, own_mean) and np.allclose(std, own_std):
         return None, None
     return (std / own_std).astype(np.float32), ((mean - own_mean) / own_std).astype(np.float32)

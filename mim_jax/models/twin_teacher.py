@@ -14,7 +14,7 @@ def section() -> ConfigDict:
     """The config section of such a teacher; all its sizes are those of `model`."""
     return ConfigDict(
         dict(
-            weights="",  # a run's directory, a weights file read through `layout`, "random", or empty: `init_from`
+            weights="",  # a run's directory, a weights file read through `layout`, or "random"
             layout=optional(str),  # None: the method's own
             dtype=optional(str),  # of its computation and its matrices; None: that of `compute`
         )

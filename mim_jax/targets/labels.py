@@ -30,7 +30,8 @@ def read_labels(batch: Mapping[str, Any], num_classes: int) -> jax.Array:
         )
     labels = batch["label"]
     if not isinstance(labels, jax.core.Tracer):
-        lowest, highest = int(np.min(labels)), int(np.max(labels))
+        values = np.asarray(labels)  # also where a function that is traced closes over them
+        lowest, highest = int(values.min()), int(values.max())
         if lowest < 0 or highest >= num_classes:
             wrong = lowest if lowest < 0 else highest
             raise DataError(

@@ -28,10 +28,12 @@ def cross_entropy(logits: jax.Array, target: jax.Array, temperature: float) -> j
     return jax.nn.logsumexp(logits, axis=-1) - (target * logits).sum(axis=-1)
 
 
-def moved_centre(centre: jax.Array, logits: jax.Array, momentum: float) -> jax.Array:
-    """`momentum * centre + (1 - momentum) * mean`, the mean being that of `logits [..., K]` over all but the last axis.
+def moved_centre(centre: jax.Array, logits: jax.Array, counted: jax.Array, momentum: float) -> jax.Array:
+    """`momentum * centre + (1 - momentum) * mean`, the mean being that of the `logits [B, M, K]` that are `counted`.
 
-    Under `jit` it is over the global batch.
+    Under `jit` it is over the global batch. `counted` is `[B, M]` bool.
     """
     logits = jax.lax.stop_gradient(logits.astype(jnp.float32))
-    return momentum * centre + (1.0 - momentum) * logits.mean(axis=tuple(range(logits.ndim - 1)))
+    weights = counted.astype(jnp.float32)
+    mean = jnp.einsum("bm,bmk->k", weights, logits) / jnp.maximum(weights.sum(), 1.0)
+    return momentum * centre + (1.0 - momentum) * mean

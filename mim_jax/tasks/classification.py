@@ -96,11 +96,12 @@ class Classification(Objective):
 
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Features of intact images from the averaged parameters where they exist; `pooled` is what the head reads."""
-        return self.classifier(self._evaluated(variables), images)[0]
+        return self.classifier(self.evaluated(variables), images)[0]
 
     def predict(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Logits `[B, classes]` float32, from the averaged parameters where they exist."""
-        return self.classifier(self._evaluated(variables), images)[1]
+        return self.classifier(self.evaluated(variables), images)[1]
 
-    def _evaluated(self, variables: Variables) -> dict:
+    def evaluated(self, variables: Variables) -> dict:
+        """The average of the parameters, where the config asks for one."""
         return variables["params" if self.config.ema_decay is None else "teacher"]

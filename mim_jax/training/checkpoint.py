@@ -281,6 +281,13 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None, config: Confi
     return Run(config, objective, variables, step)
 
 
+def load_source(workdir: str | pathlib.Path, mesh: ConfigDict) -> Run:
+    """A run that another one takes weights from, on the devices of that one's `mesh` section; see `load_run`."""
+    config = load_run_config(workdir)
+    config.mesh = ConfigDict(mesh.to_dict())
+    return load_run(workdir, config=config)
+
+
 def load_run_config(workdir: str | pathlib.Path) -> ConfigDict:
     """The resolved config a run was started with; raises CheckpointError if the directory holds no run."""
     from mim_jax.config import resolve

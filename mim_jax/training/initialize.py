@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 from mim_jax.contract import Objective, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.layers.position import resize_position_table
-from mim_jax.training.checkpoint import Checkpointer, load_run
+from mim_jax.training.checkpoint import Checkpointer, load_source
 from mim_jax.training.paths import leaf_names, map_with_name
 from mim_jax.training.program import Program
+from mim_jax.training.sharding import host_array
 from mim_jax.training.state import TrainState, state_from_variables
-from mim_jax.training.teachers import join_teachers, load_teachers, split_teachers
+from mim_jax.training.teachers import join_teachers, load_teachers, section_name, split_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,10 @@ def initialize(
     config, objective = program.config, program.objective
 
     def check_meta(meta: dict[str, Any]) -> None:
-        check_same_config(meta["config"], config, allow_config_change)
+        # The run has its teachers' weights, wherever they came from.
+        sections = [section_name(objective.config, teacher.section) for teacher in objective.teachers.values()]
+        free = [f"{name}.{key}".replace(".", "/") for name in sections for key in ("weights", "layout")]
+        check_same_config(meta["config"], config, allow_config_change, free)
 
     state = checkpointer.restore_latest(program.abstract_state, check_meta)
     if state is not None:
@@ -112,7 +116,7 @@ def initial_variables(
         )
     if config.init_parts == () and objective.teachers:
         return fresh, set()
-    source = load_run(config.init_from)
+    source = load_source(config.init_from, config.mesh)
     fresh, frozen = split_teachers(fresh, objective.teachers)
     variables, lines = graft(fresh, source.variables, config.init_parts, source.objective, objective)
     logger.info("Initialised from %s at step %d:\n%s", config.init_from, source.step, "\n".join(lines))
@@ -147,14 +151,20 @@ def graft(
         found = available.get(f"{origin}/{rest}" if is_task and rest.startswith("encoder/") else name)
         if found is not None and found.shape == leaf.shape:
             loaded.append(name)
-            return np.asarray(found)
+            return host_array(found)
         if found is not None and name.endswith("position/table"):
             resized.append(name)
-            return _resize_table(np.asarray(found), leaf.shape, source_objective, objective)
+            return _resize_table(host_array(found), leaf.shape, source_objective, objective)
         left.append(name)
         return leaf
 
     variables = map_with_name(pick, fresh)
+    lost = f"{origin}/encoder/registers"
+    if lost in available and is_task and not any(name.endswith("encoder/registers") for name in loaded):
+        raise ConfigError(
+            "init_from has an encoder with registers, as a distillation token is one, without which it is another; set "
+            f"model.num_registers={available[lost].shape[0]}."
+        )
     if not loaded:
         raise ConfigError(
             "init_from has no parameter of the same name and shape as this run; check model and init_parts."
@@ -166,14 +176,20 @@ def graft(
     return variables, lines
 
 
-def check_same_config(saved: Mapping[str, Any], config: ConfigDict, allow_change: bool) -> None:
-    """Raises ConfigError naming the keys in which a checkpoint's config differs from this run's, unless they may."""
+def check_same_config(
+    saved: Mapping[str, Any], config: ConfigDict, allow_change: bool, free: Collection[str] = ()
+) -> None:
+    """Raises ConfigError naming the keys in which a checkpoint's config differs from this run's, unless they may.
+
+    `free` are more keys that may, like "teacher/weights".
+    """
     from mim_jax.config import resolve
 
     before, now = _flat_config(resolve(saved).to_dict()), _flat_config(config.to_dict())
     allowed = _FREE_TO_CHANGE + (_CHANGE_WHEN_ASKED if allow_change else ())
     different = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    refused = [key for key in different if key.split("/")[0] not in allowed and not key.startswith("init_")]
+    different = [key for key in different if key not in free and not key.startswith("init_")]
+    refused = [key for key in different if key.split("/")[0] not in allowed]
     if refused:
         changes = ", ".join(f"{key.replace('/', '.')} {before.get(key)!r} -> {now.get(key)!r}" for key in refused[:8])
         askable = all(key.split("/")[0] in _CHANGE_WHEN_ASKED for key in refused)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pathlib
-import shutil
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from mim_jax.errors import CheckpointError, ConfigError, WeightsError
 from mim_jax.normalization import normalization
 from mim_jax.training.integrity import tree_checksums
 from mim_jax.training.paths import leaf_names
+from mim_jax.training.sharding import host_array
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,14 @@ class TeacherStore:
             raise CheckpointError(f"{self.directory}, which holds the run's frozen teachers, is missing; {remedy}.")
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                teachers = checkpointer.restore(self.directory, dict(template))
+                # As stored: a run may go on, or be evaluated, where matrices are computed with in another dtype.
+                stored = checkpointer.metadata(self.directory).item_metadata
+                target = jax.tree.map(
+                    lambda leaf, saved: jax.ShapeDtypeStruct(leaf.shape, saved.dtype, sharding=leaf.sharding),
+                    dict(template),
+                    dict(stored),
+                )
+                teachers = checkpointer.restore(self.directory, target)
         except Exception as error:  # Orbax raises bare Exceptions for unreadable arrays
             reason = str(error).partition("\n")[0][:300]
             raise CheckpointError(
@@ -82,12 +89,7 @@ class TeacherStore:
                 f"{len(actual)} arrays differ, the first is {wrong[0] if wrong else 'missing'}); {remedy}."
             )
         self._checksums = actual
-        return teachers
-
-    def discard(self) -> None:
-        """Removes what a run left that has no checkpoint."""
-        if jax.process_index() == 0:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        return jax.tree.map(lambda teacher, leaf: teacher.astype(leaf.dtype), teachers, dict(template))
 
 
 def check_teachers(objective: Objective) -> None:
@@ -178,23 +180,32 @@ def _is_run(weights: str) -> bool:
 
 
 def _read_run(config: ConfigDict, name: str, teacher: FrozenTeacher, weights: str) -> Variables:
-    from mim_jax.training.checkpoint import load_run
+    from mim_jax.training.checkpoint import load_source
 
-    run, key = load_run(weights), section_name(config, teacher.section)
+    run, key = load_source(weights, config.mesh), section_name(config, teacher.section)
     _check_run(config, key, teacher, run.config, weights)
-    source = {**run.variables["params"], "encoder": run.variables[run.objective.encoder_collection]["encoder"]}
+    source = run.objective.evaluated(run.variables)
     available = dict(zip(leaf_names(source), jax.tree.leaves(source), strict=True))
     wanted = jax.eval_shape(teacher.objective.init, jax.random.key(0), teacher.objective.batch_spec())
+    if "encoder/registers" in set(available) - {path.removeprefix("params/") for path in leaf_names(wanted)}:
+        raise ConfigError(
+            f"The encoder of the run {weights} has registers, as a distillation token is one, and the teacher {name!r} "
+            f"has none; choose a {key}.name that has, or another run."
+        )
 
     def pick(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         found = available.get(path)
-        if found is None or found.shape != leaf.shape:
-            theirs = "nothing" if found is None else f"shape {found.shape}"
+        if found is None:
             raise ConfigError(
-                f"The teacher {name!r} has {path} of shape {leaf.shape} where the run {weights} has {theirs}; set the "
-                f"sizes under {key} to the run's."
+                f"The teacher {name!r} has {path}, which the run {weights} has not; choose another {key}.name, or "
+                "another run."
             )
-        return np.asarray(found)
+        if found.shape != leaf.shape:
+            raise ConfigError(
+                f"The teacher {name!r} has {path} of shape {leaf.shape} where the run {weights} has {found.shape}; set "
+                f"the sizes under {key} to the run's."
+            )
+        return host_array(found)
 
     leaves = [
         pick(path.removeprefix("params/"), leaf)
@@ -211,8 +222,10 @@ def _check_run(config: ConfigDict, key: str, teacher: FrozenTeacher, run: Config
                 f"The run {weights} was trained with model.{field}={theirs.get(field)!r}, the teacher of {key} has "
                 f"{ours.get(field)!r}; choose another {key}.name or another run."
             )
-    for mine, its in zip(normalization(config), normalization(run), strict=True):
-        if mine.shape != its.shape or not np.allclose(mine, its):
-            raise ConfigError(
-                f"The run {weights} saw images normalised otherwise than this one; set data.mean and data.std to its."
+    constants = getattr(teacher, "constants", None)  # that the teacher wants whatever the batch has
+    for mine, its in zip(constants or normalization(config), normalization(run), strict=True):
+        if np.shape(mine) != its.shape or not np.allclose(mine, its):
+            remedy = (
+                "set data.mean and data.std to its" if constants is None else f"choose another {key}.name, as 'vit'"
             )
+            raise ConfigError(f"The run {weights} saw images normalised otherwise than its pupil's teacher; {remedy}.")

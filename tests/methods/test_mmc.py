@@ -214,8 +214,11 @@ def test_terms_centre_and_statistics_equal_pytorchs(kind, variables, states, bat
         np.testing.assert_allclose(statistics["variance"], student[f"{theirs}.running_var"], rtol=1e-4)
 
 
-def test_different_counts_in_each_image_run_over_all_tokens_alike(variables, batch, masks, loss):
+@pytest.mark.parametrize("target", ["class", "patch"])
+def test_different_counts_in_each_image_run_over_all_tokens_alike(variables, batch, masks, target):
     """Masks that do not say that all rows hide equally many give the same loss by the longer way."""
+    objective = make(distil_target=target)
+    loss = jax.jit(lambda v, b, m: objective.loss(v, b, m, jax.random.key(0), clock()))
     vague = [TokenMask(mask=view.hidden.mask, order=view.hidden.order, num_keep=None) for view in masks]
     value, aux = loss(variables, batch, masks)
     other, theirs = loss(variables, batch, vague)
@@ -407,6 +410,7 @@ def test_pictures_show_view_1(mmc, variables, batch, masks):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
+        (dict(drop_tokens=True, replacement="noise"), "replacement is 'noise', but drop_tokens replaces nothing"),
         (dict(replacement="mean"), "replacement is 'mean'; choose one of mask_token, zeros, noise, other_image"),
         (dict(distil_target="global"), "distil_target is 'global'; choose one of class, patch"),
         (dict(drop_tokens=True, mask_ratio_spread=0.1), "which drop_tokens cannot drop"),

@@ -382,6 +382,7 @@ def test_the_student_starts_as_dinov2_does(unic, batch):
     [
         (dict(teachers={name: dict(enabled=False) for name in WIDTHS}), "There are no teachers"),
         (dict(teachers=dict(dion=dict(weights="x"))), "teachers.dion has no architecture; set teachers.dion.name"),
+        (dict(teachers=dict(dion=dict(enabled=False))), "teachers.dion has no architecture"),
         (dict(teachers=dict(dino=dict(image_size=32, patch_size=4))), "'dino' sees 64 patches, the student 16"),
         (dict(model=dict(TINY["model"], class_token=False, pool="mean")), "model.class_token is False"),
         (dict(teacher_drop=1.5), "teacher_drop is 1.5"),

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import mim_jax
-from mim_jax.errors import ConfigError
+from mim_jax.errors import ConfigError, WeightsError
 from mim_jax.interop import import_with_report
 from mim_jax.models import teachers
 from mim_jax.normalization import CLIP, IMAGENET
@@ -256,6 +256,33 @@ def test_positions_of_another_grid_are_resized_as_transformers_does():
     with torch.no_grad():
         expected = model(pixel_values=to_torch(teacher.prepare(pixels)), interpolate_pos_encoding=True)
     assert_close(teacher(params, pixels).layers[-1], expected.last_hidden_state)
+
+
+def test_dinov2_positions_are_resized_as_transformers_does():
+    config = transformers.Dinov2Config(**(TRANSFORMERS | dict(image_size=28)), mlp_ratio=4)
+    model = randomize(transformers.Dinov2Model(config))
+    teacher = make_teacher("dinov2_vit_b14")
+    params = read(teacher, model.state_dict(), "transformers/dinov2")
+    with torch.no_grad():
+        expected = model(pixel_values=to_torch(images())).last_hidden_state
+    assert_close(teacher(params, images()).tokens, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"), [(dict(hidden_act="gelu"), "hidden_act"), (dict(num_attention_heads=8), "num_attention_heads")]
+)
+def test_a_directory_whose_config_says_otherwise_is_refused(tmp_path, changes, key):
+    clip_model().save_pretrained(tmp_path / "right")
+    clip_model(**changes).save_pretrained(tmp_path / "wrong")
+    teacher = make_teacher("clip_vit_b16")
+    read(teacher, tmp_path / "right", "transformers/clip")
+    with pytest.raises(WeightsError, match=key):
+        read(teacher, tmp_path / "wrong", "transformers/clip")
+
+
+def test_an_own_run_does_not_teach_as_what_it_is_not():
+    assert make_teacher("vit").constants is None
+    assert np.allclose(make_teacher("mae_vit_b16").constants, IMAGENET)
 
 
 def test_only_the_blocks_that_are_run_are_kept():

@@ -38,8 +38,12 @@ def test_equal_logits_leave_the_entropy(arrays):
 def test_the_centre_follows_the_mean(arrays):
     _, teacher, centre = arrays
     expected = 0.9 * centre + 0.1 * teacher.mean(axis=(0, 1))
-    np.testing.assert_allclose(moved_centre(centre, teacher, 0.9), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(moved_centre(centre, teacher, 1.0), centre)
+    everywhere = np.ones(teacher.shape[:2], bool)
+    np.testing.assert_allclose(moved_centre(centre, teacher, everywhere, 0.9), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(moved_centre(centre, teacher, everywhere, 1.0), centre)
+    some = np.arange(4) < np.array([1, 2, 4])[:, None]
+    expected = 0.9 * centre + 0.1 * teacher[some].mean(axis=0)
+    np.testing.assert_allclose(moved_centre(centre, teacher, some, 0.9), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_reaches_the_teacher(arrays):
@@ -48,7 +52,7 @@ def test_nothing_reaches_the_teacher(arrays):
     def loss(student, teacher, centre):
         return (
             cross_entropy(student, sharpened(teacher, centre, 0.04), 0.1).sum()
-            + moved_centre(jnp.zeros(7), teacher, 0.9).sum()
+            + moved_centre(jnp.zeros(7), teacher, jnp.ones(teacher.shape[:2], bool), 0.9).sum()
         )
 
     ours, theirs = jax.grad(loss, argnums=(0, 1))(student, teacher, centre)

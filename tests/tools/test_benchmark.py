@@ -48,6 +48,27 @@ def test_rows_hold_what_was_measured():
     assert json.dumps(rows)
 
 
+def test_the_breakdown_is_relative_to_the_first_config():
+    def row(config, flops, rate):
+        rates = {"median": rate, "min": rate, "max": rate, "windows": 1}
+        return {
+            "config": config,
+            "batch_size": 8,
+            "name": "mim_jax",
+            "flops_per_step": flops,
+            "images_per_second": rates,
+            "masking_share": 0.001,
+        }
+
+    lines = benchmark.breakdown(
+        [row("mae", 8e10, 10.0), row("mae", 8e10, 12.0) | {"name": "torch eager"}, row("hpm", 16e10, 4.0)]
+    )
+    assert lines.splitlines()[2:] == [
+        "| mae | 8 | 10.0 | 1.00 | 1.00 | 1.00 | 0.10% |",
+        "| hpm | 8 | 20.0 | 2.00 | 2.50 | 1.25 | 0.10% |",
+    ]
+
+
 def test_unrolled_flops_are_those_of_xla_but_for_elementwise_work():
     changes = {"mesh.data": 8, "compute.scan": False, "model.width": 64, "decoder.width": 64}
     row = benchmark.ours(tiny_config("mae", changes)).details

@@ -97,3 +97,16 @@ def test_graft_resizes_position_tables():
 def test_nothing_in_common_is_an_error():
     with pytest.raises(ConfigError, match="init_from"):
         graft({"params": {"a": leaf(2)}}, {"params": {"b": leaf(2)}}, None)
+
+
+def test_an_encoder_with_registers_is_not_taken_over_without_them():
+    small = dict(image_size=8, model=dict(width=8, depth=1, heads=2, patch_size=4))
+    probe = mim_jax.create(dict(task="linear_probe", num_classes=3, **small))
+    pretrained = mim_jax.create(dict(method="mae", **small))
+    encoder = {"class_token": leaf(2), "registers": leaf(1, 2, value=1.0)}
+    source, without = {"params": {"encoder": encoder}}, {"class_token": leaf(2)}
+    with pytest.raises(ConfigError, match=r"set model\.num_registers=1"):
+        graft({"teacher": {"encoder": without}}, source, None, pretrained, probe)
+    fresh = {"teacher": {"encoder": jax.tree.map(jnp.zeros_like, encoder)}}
+    variables, _ = graft(fresh, source, None, pretrained, probe)
+    np.testing.assert_array_equal(variables["teacher"]["encoder"]["registers"], [[1.0, 1.0]])

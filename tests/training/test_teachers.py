@@ -1,5 +1,6 @@
 """Frozen teachers of a run: loaded once, stored once, verified, and in no checkpoint."""
 
+import json
 import logging
 import shutil
 
@@ -80,9 +81,34 @@ def test_a_resumed_run_needs_its_source_no_more_and_is_the_same(finished, teache
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
     shutil.rmtree(source)
-    resumed = train(tmp_path / "run", **overrides)
+    resumed = train(tmp_path / "run", **{"teacher.weights": "gone"})
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, expected.variables)
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_the_dtype_of_the_computation_may_change(teacher_run, tmp_path):
+    weights = {"teacher.weights": str(teacher_run)}
+    with jax.numpy_dtype_promotion("standard"):  # Flax's LayerNorm mixes its float32 statistics with bfloat16 inputs
+        half = train(tmp_path / "half", **weights, **{"duration": "2 steps", "compute.dtype": "bfloat16"})
+        kernel = teacher_of(half.variables)["patch_embed"]["projection"]["kernel"]
+        assert kernel.dtype == jax.numpy.bfloat16
+        overrides = {**weights, "compute.dtype": "float32", "duration": "4 steps"}
+        whole = Trainer(config(**overrides), tmp_path / "half", allow_config_change=True).run()
+        restored = load_run(tmp_path / "half").variables
+    np.testing.assert_array_equal(
+        teacher_of(whole.variables)["patch_embed"]["projection"]["kernel"], kernel.astype(np.float32)
+    )
+    jax.tree.map(np.testing.assert_array_equal, restored, whole.variables)
+
+
+def test_a_run_of_another_number_of_devices_can_teach(teacher_run, finished, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(teacher_run, source)
+    saved = json.loads((source / "config.json").read_text())
+    saved["mesh"] = {"data": 1, "fsdp": 4, "tensor": 1}
+    (source / "config.json").write_text(json.dumps(saved))
+    state = train(tmp_path / "run", **{"teacher.weights": str(source), "duration": "2 steps"})
+    jax.tree.map(np.testing.assert_array_equal, teacher_of(state.variables), teacher_of(finished[1].variables))
 
 
 @pytest.mark.parametrize("damage", ["missing", "another", "unreadable"])
@@ -147,7 +173,7 @@ def test_a_run_that_does_not_fit_is_refused(teacher_run, tmp_path):
         train(tmp_path / "a", **weights, **{"teacher.width": 24, "teacher.heads": 2})
     with pytest.raises(ConfigError, match=r"model\.position='sincos', the teacher of teacher has 'learned'"):
         train(tmp_path / "b", **weights, **{"teacher.name": "clip_vit_b16", "teacher.patch_size": 4})
-    with pytest.raises(ConfigError, match="saw images normalised otherwise"):
+    with pytest.raises(ConfigError, match="saw images normalised otherwise than teacher is to; set data.mean"):
         train(tmp_path / "c", **weights, **{"data.mean": (0.1,), "data.std": (0.5,)})
 
 

@@ -58,7 +58,10 @@ def layout(context: Context) -> Layout:
             more += teacher_rules
             fixed += teacher_fixed
         other = rf"^(lp\.heads|teacher_ft_stats|teachers)\.(?!(?:{names})\.)"
-        ignored = (Ignored(other, "of a teacher that is not in config.teachers", quiet=False),)
+        ignored = (
+            Ignored(other, "of a teacher that is not in config.teachers", quiet=False),
+            Ignored(r"^teachers\.\w+\.(head|head_dist|mask_token)(\.|$)", "a teacher's features come before its head"),
+        )
     else:
         more = norm("encoder.norm", f"{encoder}/norm", may_drop=True)
         ignored = (
