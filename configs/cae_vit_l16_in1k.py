@@ -8,7 +8,8 @@ For the tokenizer's weights see `configs/cae_vit_b16_in1k.py`. Published ImageNe
 
 The official command means to widen the regressor to 1024, but for want of a backslash its last three options are lost:
 as it stands it runs a regressor of 768 channels. Which of the two the released weights have was not checked; the other
-is `--config.regressor.width=1024`, with 12 heads of 85 channels, since the number of heads is never passed on.
+is `--config.regressor.width=1024`, with 12 heads of 85 channels, since the number of heads is never passed on. Nor is
+the layer scale of regressor and decoder, so that theirs starts at 0.1 and the encoder's at 1e-5.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +28,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.image_size = 224
     config.model.update(patch_size=16, width=1024, depth=24, heads=16, mlp_ratio=4.0)
     config.model.update(position="sincos_rows_first", qkv_bias="qv", layer_scale=1e-5, drop_path=0.1)
-    config.regressor.update(width=768, depth=4, heads=12, mlp_ratio=4.0, layer_scale=1e-5, drop_path=0.1)
+    config.regressor.update(width=768, depth=4, heads=12, mlp_ratio=4.0, layer_scale=0.1, drop_path=0.1)
     config.decoder.depth = 4
     config.tokenizer.update(width=2048, groups=4, depth=2, num_codes=8192)
 

@@ -24,6 +24,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.image_size = 224
     config.num_frames = 1
     config.model.update(patch_size=16, tubelet_size=1, width=768, depth=12, heads=12, mlp_ratio=4.0)
+    config.model.position = "sincos_rows_first"  # as V-JEPA's own table of images has it
     config.predictor.update(width=384, depth=12, heads=16, mlp_ratio=4.0)
     # A small and briefly trained teacher is enough, the paper finds; here one of the student's size.
     config.teacher.update(weights="", width=768, depth=12, heads=12, mlp_ratio=4.0)

@@ -11,6 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Variables
+from mim_jax.errors import DataError
 from mim_jax.layers.block import drop_path_rngs
 from mim_jax.masking.token_mask import TokenMask
 from mim_jax.models import code_decoder, tokenizers
@@ -28,9 +29,10 @@ class CAE(ContextAutoencoder):
     The target is the encoder's own output for class token and hidden patches, under current weights and with drop path
     of its own (the official "alignment encoder" shares its parameters). So per image the encoder passes over half the
     patches with gradients and over the other half without. The tokenizer, a frozen convolutional network, costs more
-    than both together (DALL-E's: 26 GMAC an image, against 17 of ViT-B's forward pass over all patches).
+    than the forward passes over both (DALL-E's: 26 GMAC an image, against 17 of ViT-B's).
 
-    `batch["token_ids"] [B, N]` int32, where a batch has it, are the targets, and the tokenizer is not run.
+    `batch["token_ids"] [B, N]` int32 in [0, num_codes), where a batch has it, are the targets, and the tokenizer is not
+    run.
     `batch["tokenizer_image"]`, normalised like `image`, is what it sees instead of the image resized (see `Tokenizer`).
     """
 
@@ -97,6 +99,9 @@ class CAE(ContextAutoencoder):
     def _token_ids(self, variables: Variables, batch: Batch) -> jax.Array:
         """Visual tokens `[B, N]` int32 of all patches."""
         if "token_ids" in batch:
+            shape, expected = batch["token_ids"].shape, (batch["image"].shape[0], self.encoder.num_patches)
+            if shape != expected:
+                raise DataError(f"The batch's token_ids have shape {shape}; give one for each patch, {expected}.")
             return batch["token_ids"].astype(jnp.int32)
         images = batch.get("tokenizer_image", batch["image"])
         return self.tokenizer(variables["teacher"]["tokenizer"], images)

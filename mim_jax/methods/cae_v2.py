@@ -29,7 +29,7 @@ class CAEv2(ContextAutoencoder):
     is left: one norm and one dense layer make predictions of the class token, the visible tokens and the regressed
     ones. The loss is the cosine distance to CLIP's tokens of the intact image, mean over all of them.
 
-    The teacher sees all patches: without gradients, a third more than the student's work on half of them.
+    The teacher sees all patches, without gradients: about half the student's work on half of them, a third of a step.
     """
 
     regressor_norm = False

@@ -83,8 +83,7 @@ class DVAE(Objective):
         params = variables["params"]
         pixels = dvae.squeeze_pixels(self._pixels(batch["image"]))
         features, logits = self.encoder.apply({"params": params["encoder"]}, pixels)
-        noise = jnp.zeros((), jnp.float32) if rng is None else jax.random.gumbel(rng, logits.shape, jnp.float32)
-        codes = jax.nn.softmax((logits + noise) / self.temperature(clock.progress), axis=-1)
+        codes = relaxed_choice(rng, logits, self.temperature(clock.progress))
         prediction = self.decoder.apply({"params": params["decoder"]}, codes)
         location, log_scale = jnp.split(prediction, 2, axis=-1)
         if self.config.min_log_scale is not None:
@@ -153,3 +152,12 @@ def _perplexity(logits: jax.Array) -> jax.Array:
     num_codes = logits.shape[-1]
     frequency = jax.nn.one_hot(logits.argmax(axis=-1), num_codes, dtype=jnp.float32).reshape(-1, num_codes).mean(axis=0)
     return jnp.exp(-(frequency * jnp.log(jnp.maximum(frequency, 1e-12))).sum())
+
+
+def relaxed_choice(rng: jax.Array | None, logits: jax.Array, temperature: jax.Array | float) -> jax.Array:
+    """Weights `[..., K]` that at low temperatures are one choice drawn from `softmax(logits)`; without rng no draw.
+
+    The Gumbel-softmax (Jang et al. 2017; Maddison et al. 2017).
+    """
+    noise = jnp.zeros((), jnp.float32) if rng is None else jax.random.gumbel(rng, logits.shape, jnp.float32)
+    return jax.nn.softmax((logits + noise) / temperature, axis=-1)

@@ -179,4 +179,4 @@ def _mean_over_valid(per_token: jax.Array, valid: jax.Array | None) -> jax.Array
     if valid is None:
         return per_token.mean()
     weight = valid.astype(jnp.float32)
-    return ((per_token * weight).sum(axis=1) / weight.sum(axis=1)).mean()
+    return ((per_token * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1.0)).mean()

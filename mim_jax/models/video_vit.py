@@ -18,7 +18,7 @@ from mim_jax.layers.position import PositionTable
 from mim_jax.layers.tubes import Tube, as_clips, sincos_table_3d, tubify
 from mim_jax.masking.token_mask import take_tokens
 from mim_jax.models import vit
-from mim_jax.models.vit import ViT
+from mim_jax.models.vit import ViT, check_image_size
 
 _UNSUPPORTED = ("class_token", "relative_bias", "num_registers", "pre_norm")
 
@@ -72,7 +72,9 @@ class VideoViT(ViT):
         Returns:
           Tokens `[B, K, D]` after the final norm.
         """
-        tubes = tubify(as_clips(clips, self.num_frames), self.tube)
+        clips = as_clips(clips, self.num_frames)
+        check_image_size(clips.shape[1:4], (self.num_frames, *self.image_size))
+        tubes = tubify(clips, self.tube)
         table = positions(self.position_grid, self.width, self.position)
         if ids_keep is not None:
             tubes = take_tokens(tubes, ids_keep)

@@ -121,6 +121,7 @@ class ViT(nn.Module):
           Tokens `[B, (1 +) (R +) K, D]` after the final norm, the class token first where there is one; with
           `return_layers` also `[depth, B, (1 +) (R +) K, D]`, before the final norm.
         """
+        check_image_size(images.shape[1:3], self.image_size)
         patches = patchify(images, self.patch_size)
         token_init = find_scheme(self.init_scheme).token
         table, class_row = PositionTable(
@@ -305,6 +306,16 @@ def build(config: ConfigDict, *, mask_token: bool = False, final_norm: bool = Tr
     )
     patch_grid(encoder.image_size, encoder.patch_size)
     return encoder
+
+
+def check_image_size(given: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raises ConfigError unless images are of the size an encoder is made for.
+
+    Where patches are chosen by number, those of another size would go unnoticed, at wrong positions.
+    """
+    if tuple(given) != tuple(expected):
+        theirs, ours = ("x".join(map(str, size)) for size in (given, expected))
+        raise ConfigError(f"Images of {theirs} were given to an encoder for {ours}; set image_size, or resize them.")
 
 
 def check_heads(width: int, heads: int, section: str) -> None:

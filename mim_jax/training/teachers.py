@@ -187,10 +187,10 @@ def _read_run(config: ConfigDict, name: str, teacher: FrozenTeacher, weights: st
     source = run.objective.evaluated(run.variables)
     available = dict(zip(leaf_names(source), jax.tree.leaves(source), strict=True))
     wanted = jax.eval_shape(teacher.objective.init, jax.random.key(0), teacher.objective.batch_spec())
-    if "encoder/registers" in set(available) - {path.removeprefix("params/") for path in leaf_names(wanted)}:
+    if lost := _without_a_place(available, leaf_names(wanted)):
         raise ConfigError(
-            f"The encoder of the run {weights} has registers, as a distillation token is one, and the teacher {name!r} "
-            f"has none; choose a {key}.name that has, or another run."
+            f"The run {weights} has {lost[0]}, for which the teacher {name!r} has no place, so that it would be "
+            f"another network; set {key}.name and the sizes under {key} to the run's."
         )
 
     def pick(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -212,6 +212,14 @@ def _read_run(config: ConfigDict, name: str, teacher: FrozenTeacher, weights: st
         for path, leaf in zip(leaf_names(wanted), jax.tree.leaves(wanted), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+
+
+def _without_a_place(available: Collection[str], wanted: Collection[str]) -> list[str]:
+    """Names of a run's weights, in parts that a teacher has, that the teacher has not."""
+    wanted = {path.removeprefix("params/") for path in wanted}
+    parts = {name.split("/")[0] for name in wanted}
+    inside = [name for name in available if name.split("/")[0] in parts]
+    return [name for name in inside if name not in wanted and not name.endswith("encoder/mask_token")]
 
 
 def _check_run(config: ConfigDict, key: str, teacher: FrozenTeacher, run: ConfigDict, weights: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 
 import mim_jax
-from mim_jax.errors import ConfigError
+from mim_jax.errors import ConfigError, DataError
 from mim_jax.interop import WeightsWarning
 from mim_jax.normalization import IMAGENET
 from mim_jax.training.duration import RunLength
@@ -303,6 +303,19 @@ def test_the_regressor_may_be_wider_than_its_heads():
     assert params["regressor"]["stack"]["blocks"]["cross_attention"]["query"]["kernel"].shape == (4, 1024, 12, 85)
     assert params["decoder"]["stack"]["blocks"]["attention"]["qkv"]["kernel"].shape == (4, 1024, 3, 12, 85)
     assert "projection" not in params
+
+
+def test_the_large_recipe_is_what_its_broken_command_runs():
+    config = mim_jax.load_config(str(ROOT / "configs/cae_vit_l16_in1k.py"))
+    assert (config.model.layer_scale, config.regressor.layer_scale) == (1e-5, 0.1)
+    assert (config.model.width, config.regressor.width, config.regressor.heads) == (1024, 768, 12)
+
+
+def test_token_ids_of_another_grid_are_refused():
+    objective = make()
+    batch = {**objective.batch_spec(2), "token_ids": jax.ShapeDtypeStruct((2, 9), jnp.int32)}
+    with pytest.raises(DataError, match=r"token_ids have shape \(2, 9\); give one for each patch, \(2, 16\)"):
+        objective._token_ids({}, batch)
 
 
 def test_the_recipe_is_the_official_one():

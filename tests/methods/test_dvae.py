@@ -7,7 +7,7 @@ import torch
 import mim_jax
 from mim_jax.errors import ConfigError
 from mim_jax.interop import WeightsWarning
-from mim_jax.methods.dvae import logit_laplace_loss
+from mim_jax.methods.dvae import logit_laplace_loss, relaxed_choice
 from mim_jax.normalization import IMAGENET
 from tests.interop.test_official_layouts import assert_equal, assert_round_trip
 from tests.models import dvae_peer
@@ -93,9 +93,9 @@ def test_schedules_go_where_they_should():
 def test_noise_draws_each_token_as_often_as_the_logits_say():
     """At a low temperature the relaxed choice is one token, drawn from the softmax."""
     logits = jnp.asarray([2.0, 1.0, 0.0, -1.0], jnp.float32)
-    noise = jax.random.gumbel(jax.random.key(0), (20_000, 4), jnp.float32)
-    codes = jax.nn.softmax((logits[None] + noise) / 0.01, axis=-1)
+    codes = relaxed_choice(jax.random.key(0), jnp.tile(logits[None], (20_000, 1)), 0.01)
     np.testing.assert_allclose(codes.mean(axis=0), jax.nn.softmax(logits), atol=0.02)
+    np.testing.assert_allclose(relaxed_choice(None, logits, 2.0), jax.nn.softmax(logits / 2.0), rtol=1e-6)
 
 
 def test_noise_is_there_with_an_rng_only(variables, batch):

@@ -14,6 +14,7 @@ from mim_jax.data import check_views
 from mim_jax.errors import ConfigError
 from mim_jax.interop import WeightsWarning
 from mim_jax.masking.multiblock3d import ClipMask
+from mim_jax.training.sharding import make_mesh
 from tests.interop import test_official_layouts as official
 from tests.tiny import clock, synthetic_batch, tiny_config
 from tests.training.runs import TinyRun, single_device_mesh
@@ -469,3 +470,17 @@ def test_clips_have_to_be_handed_in(salt):
     check_views(salt.config, make_salt("images").batch_spec())
     with pytest.raises(ConfigError, match="salt reads clips, which no data.source has"):
         check_views(salt.config, salt.batch_spec())
+
+
+def test_clips_train_alike_on_eight_devices_in_micro_batches():
+    clips = {"num_frames": 4, "model.tubelet_size": 2, "image_size": 16}
+    _, expected = TinyRun(tiny_config("salt", clips), single_device_mesh()).train(2)
+    changes = {**clips, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "accumulation_steps": 2}
+    config = tiny_config("salt", changes)
+    _, rows = TinyRun(config, make_mesh(config.mesh)).train(2)
+    np.testing.assert_allclose([row["loss"] for row in rows], [row["loss"] for row in expected], rtol=2e-5)
+
+
+def test_images_of_another_size_are_refused(salt, variables, batch, masks):
+    with pytest.raises(ConfigError, match="Images of 4x8x8 were given to an encoder for 4x16x16"):
+        salt.loss(variables, {"video": batch["video"][:, :, :8, :8]}, masks, None, clock())
