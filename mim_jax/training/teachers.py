@@ -233,7 +233,5 @@ def _check_run(config: ConfigDict, key: str, teacher: FrozenTeacher, run: Config
     constants = getattr(teacher, "constants", None)  # that the teacher wants whatever the batch has
     for mine, its in zip(constants or normalization(config), normalization(run), strict=True):
         if np.shape(mine) != its.shape or not np.allclose(mine, its):
-            remedy = (
-                "set data.mean and data.std to its" if constants is None else f"choose another {key}.name, as 'vit'"
-            )
-            raise ConfigError(f"The run {weights} saw images normalised otherwise than its pupil's teacher; {remedy}.")
+            remedy = "set data.mean and data.std to its" if constants is None else f"choose {key}.name='vit'"
+            raise ConfigError(f"The run {weights} saw images normalised otherwise than {key} is to; {remedy}.")
