@@ -77,7 +77,7 @@ def test_a_slip_in_a_section_is_refused_and_the_section_named(pair: tuple[str, s
         ("lr", "'optimizer.lr'"),
         ("width", "'model.width' or 'predictor.width'"),
         ("optimizer.warmup", "'schedule.warmup'"),
-        ("model.seed", "'seed', 'evaluation.reconstruct.seed' or 'evaluation.zero_shot.seed'"),
+        ("model.seed", "'seed' or 'evaluation.reconstruct.seed' or 'evaluation.zero_shot.seed'"),
     ],
 )
 def test_a_right_key_in_the_wrong_section_is_found(wrong: str, right: str):
