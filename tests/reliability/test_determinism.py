@@ -14,9 +14,7 @@ from tests.processes import assert_same_variables, command, rows, run
 from tests.tiny import METHODS, tiny_config
 
 TIMING = ("images_per_second", "step_seconds", "data_wait_share", "flops_per_second", "peak_share")
-SMALL = {"model.depth": 1}
 SHORT = {
-    **SMALL,
     "duration": "3 steps",
     "schedule.warmup": "1 steps",
     "checkpoint.every": "3 steps",
