@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class Clock:
         return cls(step=step, epoch=position / steps_per_epoch, progress=position / total_steps)
 
 
-class FrozenTeacher(Protocol):
+class FrozenTeacher:
     """A network a method learns from and never changes; its weights are `variables["teacher"][<its name>]`.
 
     Methods apply it and never load it: the loop does, from what `section` says.
@@ -55,12 +55,18 @@ class FrozenTeacher(Protocol):
     section: ConfigDict  # with `weights` ("random", a run's directory or a weights file) and `layout` (of a file)
     objective: Objective  # whose variables its weights come from
     layout: str | None  # of a weights file where the section names none
+    #: Means and standard deviations `[C]` its input is normalised by; None: those of the batch.
+    constants: tuple[Any, Any] | None = None
+    #: Whether the first blocks alone are kept of what `objective` has, or the names of the parts of which they are.
+    truncated: bool | tuple[str, ...] = False
 
     def init(self, rng: jax.Array) -> Any:
         """Random weights."""
+        return self.take(self.objective.init(rng, self.objective.batch_spec()))
 
     def take(self, variables: Variables) -> Any:
         """Its weights, from variables of `objective`."""
+        raise NotImplementedError
 
 
 class Objective:

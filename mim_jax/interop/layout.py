@@ -198,8 +198,10 @@ class Context:
         A teacher's `truncated` says so for all of it, or names the parts.
         """
         collection, name, part = (*path.split("/"), "", "")[:3]
-        truncated = getattr(self.teachers.get(name), "truncated", False)
-        return collection == "teacher" and (truncated is True or (bool(truncated) and part in truncated))
+        if collection != "teacher" or name not in self.teachers:
+            return False
+        truncated = self.teachers[name].truncated
+        return truncated if isinstance(truncated, bool) else part in truncated
 
     def require_backbone(self, backbone: str) -> None:
         """Raises WeightsError unless the objective's encoder is of this kind."""

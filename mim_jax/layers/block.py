@@ -54,6 +54,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+MLP_KINDS = (*ACTIVATIONS, "swiglu")
 
 
 class MLP(nn.Module):

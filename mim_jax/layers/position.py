@@ -65,6 +65,14 @@ def resize_position_table(
     return resized.reshape(target[0] * target[1], -1).astype(table.dtype)
 
 
+def decoder_position(encoder_position: str) -> str:
+    """The fixed table of a decoder or predictor: of the encoder's order, whatever else its positions are.
+
+    A learned table belongs to the encoder; without positions of its own a decoder could not place its mask tokens.
+    """
+    return encoder_position if encoder_position == "sincos_rows_first" else "sincos"
+
+
 class PositionTable(nn.Module):
     """Absolute positions for a patch grid, fixed or trained (`position` is one of `POSITIONS`).
 

@@ -10,6 +10,7 @@ from mim_jax.contract import Batch, Clock, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.layers.batch_norm import Statistics, initial_statistics
 from mim_jax.layers.block import drop_path_rngs
+from mim_jax.layers.unit import unit
 from mim_jax.masking.disjoint import DisjointMasks, check_disjoint, random_disjoint_masks
 from mim_jax.masking.token_mask import TokenMask
 from mim_jax.models.ema import copy_tree, cosine_momentum, ema
@@ -126,9 +127,4 @@ def _of_both_views(masks: DisjointMasks | TokenMask) -> DisjointMasks:
 
 def _distance(x: jax.Array, y: jax.Array) -> jax.Array:
     """The mean over the batch of `2 - 2 cos(x, y)`."""
-    return 2.0 - 2.0 * (_unit(x) * _unit(y)).sum(axis=-1).mean()
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    # Under the root, so that the gradient of a zero vector exists.
-    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
+    return 2.0 - 2.0 * (unit(x) * unit(y)).sum(axis=-1).mean()

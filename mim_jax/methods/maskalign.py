@@ -174,12 +174,7 @@ class MaskAlign(Objective):
 
     def _check_teacher(self) -> None:
         ours, theirs = self.encoder, self.teacher.encoder
-        if theirs.grid != ours.grid or theirs.class_token != ours.class_token:
-            raise ConfigError(
-                f"The teacher has {theirs.grid[0]}x{theirs.grid[1]} patches and class_token={theirs.class_token}, the "
-                f"student {ours.grid[0]}x{ours.grid[1]} and {ours.class_token}; set teacher.image_size and "
-                "model.class_token so that each token has its target."
-            )
+        teachers.check_same_tokens(theirs, ours)
         if self.config.masking == "attention":
             self.teacher.check_class_attention()
         if self.config.fusion != "sum" and theirs.depth != ours.depth:

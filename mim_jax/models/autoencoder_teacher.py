@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from mim_jax.contract import Variables
+from mim_jax.contract import FrozenTeacher, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.masking.token_mask import TokenMask
 from mim_jax.models import pixel_decoder, teachers
@@ -23,7 +23,7 @@ class AutoencoderFeatures(NamedTuple):
     decoder: jax.Array  # after the last block that is run, of all tokens in raster order, `[B, 1 + N, D]`
 
 
-class AutoencoderTeacher:
+class AutoencoderTeacher(FrozenTeacher):
     """A frozen masked autoencoder: its whole encoder, and its decoder up to some block.
 
     Attributes: `section`, `objective` (the whole masked autoencoder: weights without a decoder are refused when they
@@ -35,10 +35,7 @@ class AutoencoderTeacher:
     def __init__(self, encoder: ViTTeacher, objective: MaskedAutoencoder, decoder: DecoderTrunk):
         self._encoder, self.objective, self.decoder = encoder, objective, decoder
         self.section, self.layout, self.encoder = encoder.section, encoder.layout, encoder.encoder
-
-    def init(self, rng: jax.Array) -> Any:
-        """Random weights."""
-        return self.take(self.objective.init(rng, self.objective.batch_spec()))
+        self.constants = encoder.constants
 
     def take(self, variables: Variables) -> Any:
         """Its weights from variables of `objective`: those of what is run."""

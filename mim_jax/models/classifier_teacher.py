@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mim_jax.contract import Batch, Objective, Variables
+from mim_jax.contract import Batch, FrozenTeacher, Objective, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.models import teachers
 from mim_jax.models.classifier import Classifier
@@ -31,7 +31,7 @@ class ClassifierWeights(Objective):
         return self.classifier(variables["params"], images)[0]
 
 
-class ClassifierTeacher:
+class ClassifierTeacher(FrozenTeacher):
     """A frozen classifier of as many classes as the student's.
 
     Attributes: `section`, `objective`, `layout` and `encoder` as of `ViTTeacher`. Logits decide: its head is float32
@@ -40,12 +40,9 @@ class ClassifierTeacher:
 
     def __init__(self, encoder: ViTTeacher):
         self._encoder, self.section, self.layout = encoder, encoder.section, encoder.layout
+        self.constants = encoder.constants
         self.objective = ClassifierWeights(encoder.objective.config)
         self.encoder = self.objective.encoder
-
-    def init(self, rng: jax.Array) -> Any:
-        """Random weights."""
-        return self.take(self.objective.init(rng, self.objective.batch_spec()))
 
     def take(self, variables: Variables) -> Any:
         """Its weights from variables of `objective`."""

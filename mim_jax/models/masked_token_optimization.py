@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from mim_jax.contract import Clock
 from mim_jax.errors import ConfigError
+from mim_jax.layers.unit import unit
 
 _NOTHING = float(jnp.finfo(jnp.float32).min)
 
@@ -152,7 +153,7 @@ def row_entropy(tokens: jax.Array, hidden: jax.Array, temperature: float) -> jax
       hidden: `[B, N]` bool.
       temperature: of the softmax.
     """
-    tokens = _unit(tokens.astype(jnp.float32))
+    tokens = unit(tokens)
     cosine = jnp.einsum("bmd,bvd->bmv", tokens, tokens, preferred_element_type=jnp.float32)
     log_share = jax.nn.log_softmax(jnp.where(hidden[:, None], _NOTHING, cosine / temperature), axis=-1)
     log_share = jnp.where(hidden[:, None], 0.0, log_share)  # contributes exp(0) * 0
@@ -197,14 +198,9 @@ def input_similarity(mask_token: jax.Array, embedded: jax.Array, visible: jax.Ar
       visible: `[B, N]` bool.
       margin: how similar the two may be at no cost.
     """
-    embedded = jax.lax.stop_gradient(embedded).astype(jnp.float32)
-    cosine = jnp.einsum("bnd,d->bn", _unit(embedded), _unit(mask_token), preferred_element_type=jnp.float32)
+    embedded = unit(jax.lax.stop_gradient(embedded))
+    cosine = jnp.einsum("bnd,d->bn", embedded, unit(mask_token), preferred_element_type=jnp.float32)
     return _mean(jax.nn.relu(jnp.abs(cosine) - margin), visible)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    # Under the root, so that the gradient of a zero vector exists.
-    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
 
 
 def _mean(values: jax.Array, where: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mim_jax.layers.block import AttentionEdit, BlockStack, layer_norm
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import find_scheme
-from mim_jax.layers.position import PositionTable
+from mim_jax.layers.position import PositionTable, decoder_position
 from mim_jax.masking.token_mask import TokenMask
 from mim_jax.models.vit import ViT, check_heads
 
@@ -108,9 +108,7 @@ def build(config: ConfigDict, encoder: ViT, kind: type[PixelDecoder] = PixelDeco
         heads=decoder.heads,
         mlp_ratio=decoder.mlp_ratio,
         class_token=encoder.class_token,
-        # A learned table belongs to the encoder; without positions of its own a decoder could not place its mask
-        # tokens.
-        position="sincos_rows_first" if encoder.position == "sincos_rows_first" else "sincos",
+        position=decoder_position(encoder.position),
         init_scheme=encoder.init_scheme,
         compute=encoder.compute,
         norm_epsilon=encoder.norm_epsilon,

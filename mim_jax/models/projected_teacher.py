@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mim_jax.contract import Batch, Variables
+from mim_jax.contract import Batch, FrozenTeacher, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.models import teachers
 from mim_jax.models.teachers import Encoder, ViTTeacher
@@ -32,7 +32,7 @@ class ProjectedEncoder(Encoder):
         return {"params": params}
 
 
-class ProjectedTeacher:
+class ProjectedTeacher(FrozenTeacher):
     """A frozen ViT whose tokens, all of them after the final norm, are projected.
 
     Attributes: `section`, `objective`, `layout` and `encoder` as of `ViTTeacher`, and the tokens' `width`.
@@ -41,12 +41,9 @@ class ProjectedTeacher:
     def __init__(self, teacher: ViTTeacher, width: int | None):
         self._teacher, self._projects = teacher, width is not None
         self.section, self.layout, self.encoder = teacher.section, teacher.layout, teacher.encoder
+        self.constants = teacher.constants
         self.objective = ProjectedEncoder(teacher.objective.config, width)
         self.width = teacher.encoder.width if width is None else width
-
-    def init(self, rng: jax.Array) -> Any:
-        """Random weights."""
-        return self.take(self.objective.init(rng, self.objective.batch_spec()))
 
     def take(self, variables: Variables) -> Any:
         """Its weights from variables of `objective`."""

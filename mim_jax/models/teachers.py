@@ -6,7 +6,6 @@ here and a layout under `mim_jax/interop/layouts/`.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from mim_jax.contract import Batch, Objective, Variables
+from mim_jax.contract import Batch, FrozenTeacher, Objective, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.fields import optional
 from mim_jax.layers.patches import as_pair, patch_grid
@@ -124,7 +123,7 @@ class Encoder(Objective):
         return self.encoder.split(self.encoder.apply({"params": variables["params"]["encoder"]}, images))
 
 
-class ViTTeacher:
+class ViTTeacher(FrozenTeacher):
     """A frozen ViT.
 
     Attributes: `section` of the config, `objective` (its whole encoder), `layout` of its public weights, `constants`
@@ -141,10 +140,6 @@ class ViTTeacher:
         self.truncated = until is not None and until < depth
         self.encoder = objective.encoder.clone(depth=until, final_norm=False) if self.truncated else objective.encoder
         self._scale, self._shift = _renormalization(objective.config, self.constants)
-
-    def init(self, rng: jax.Array) -> Any:
-        """Random weights."""
-        return self.take(self.objective.init(rng, self.objective.batch_spec()))
 
     def take(self, variables: Variables) -> Any:
         """Its weights from variables of `objective`: those of the blocks that are run."""
@@ -218,6 +213,14 @@ def cast_matrices(params: Any, dtype: Any) -> Any:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
+def teacher_config(section: ConfigDict, config: ConfigDict) -> ConfigDict:
+    """A copy of a run's `config` for the teacher of `section` to make its own; the section's dtype is in it."""
+    own = ConfigDict(config.to_dict())
+    if section.dtype is not None:
+        own.compute.dtype = section.dtype
+    return own
+
+
 def build(section: ConfigDict, config: ConfigDict, *, until: int | None = None) -> ViTTeacher:
     """The teacher a `section` of a run's `config` names; with `until`, only its first so many blocks.
 
@@ -234,14 +237,12 @@ def build(section: ConfigDict, config: ConfigDict, *, until: int | None = None) 
             model[key] = section[key]
     if not model.class_token:
         model.pool = "mean"
-    own = ConfigDict(copy.deepcopy(config.to_dict()) if isinstance(config, ConfigDict) else dict(config))
+    own = teacher_config(section, config)
     own.model = model
     grid = patch_grid(as_pair(config.image_size), as_pair(config.model.patch_size))
     ph, pw = as_pair(model.patch_size)
     with own.ignore_type():
         own.image_size = section.image_size or (grid[0] * ph, grid[1] * pw)
-    if section.dtype is not None:
-        own.compute.dtype = section.dtype
     return ViTTeacher(section, Encoder(FrozenConfigDict(own)), architecture, until)
 
 

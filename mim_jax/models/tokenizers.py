@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from mim_jax.contract import Batch, Objective, Variables
+from mim_jax.contract import Batch, FrozenTeacher, Objective, Variables
 from mim_jax.fields import optional
 from mim_jax.layers.compute import Compute
 from mim_jax.models import dvae
+from mim_jax.models.teachers import teacher_config
 from mim_jax.normalization import normalization
 
 
@@ -45,7 +45,7 @@ class TokenizerEncoder(Objective):
         return {"params": {"encoder": self.encoder.init(rng, images)["params"]}}
 
 
-class Tokenizer:
+class Tokenizer(FrozenTeacher):
     """A frozen encoder of a discrete VAE. Attributes: `section`, `objective`, `layout`, `num_codes`."""
 
     layout = "openai/dall_e"
@@ -54,10 +54,6 @@ class Tokenizer:
         self.section, self.objective = section, objective
         self.num_codes = objective.encoder.num_codes
         self._mean, self._std = normalization(objective.config)
-
-    def init(self, rng: jax.Array) -> Any:
-        """Random weights."""
-        return self.take(self.objective.init(rng, self.objective.batch_spec()))
 
     def take(self, variables: Variables) -> Any:
         """Its weights from variables of `objective`, or of a `dvae`."""
@@ -90,11 +86,9 @@ def build(section: ConfigDict, config: ConfigDict, grid: tuple[int, int]) -> Tok
       ConfigError: impossible sizes.
     """
     dvae.check_network(section, "tokenizer")
-    own = ConfigDict(copy.deepcopy(config.to_dict()) if isinstance(config, ConfigDict) else dict(config))
+    own = teacher_config(section, config)
     own.model = ConfigDict(dict(backbone="dvae", **{key: section[key] for key in dvae.network_config()}))
     stride = 2 ** (section.groups - 1)
     with own.ignore_type():
         own.image_size = (grid[0] * stride, grid[1] * stride)
-    if section.dtype is not None:
-        own.compute.dtype = section.dtype
     return Tokenizer(section, TokenizerEncoder(FrozenConfigDict(own)))

@@ -12,6 +12,7 @@ from mim_jax.fields import optional
 from mim_jax.layers.block import BlockStack, layer_norm
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import find_scheme
+from mim_jax.layers.position import decoder_position
 from mim_jax.masking.multiblock3d import ClipMask
 from mim_jax.models.video_vit import VideoViT, positions
 from mim_jax.models.vit import check_heads
@@ -100,9 +101,7 @@ def build(config: ConfigDict, section: str, encoder: VideoViT, *, output_dim: in
         heads=predictor.heads,
         mlp_ratio=predictor.mlp_ratio,
         num_mask_tokens=num_mask_tokens,
-        # A learned table belongs to the encoder; without positions of its own a predictor could not place its mask
-        # tokens.
-        position="sincos_rows_first" if encoder.position == "sincos_rows_first" else "sincos",
+        position=decoder_position(encoder.position),
         init_scheme=encoder.init_scheme,
         compute=encoder.compute,
     )

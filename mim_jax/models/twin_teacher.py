@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from mim_jax.fields import optional
-from mim_jax.models.teachers import Architecture, Encoder, ViTTeacher
+from mim_jax.models.teachers import Architecture, Encoder, ViTTeacher, teacher_config
 
 
 def section() -> ConfigDict:
@@ -23,7 +21,5 @@ def section() -> ConfigDict:
 
 def build(section: ConfigDict, config: ConfigDict, layout: str) -> ViTTeacher:
     """The teacher for the student of a run's `config`; `layout` is that of weights files where `section` has none."""
-    own = ConfigDict(copy.deepcopy(config.to_dict()))
-    if section.dtype is not None:
-        own.compute.dtype = section.dtype
-    return ViTTeacher(section, Encoder(FrozenConfigDict(own)), Architecture(layout, {}, constants=None))
+    own = FrozenConfigDict(teacher_config(section, config))
+    return ViTTeacher(section, Encoder(own), Architecture(layout, {}, constants=None))

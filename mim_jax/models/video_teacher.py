@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from mim_jax.fields import optional
 from mim_jax.models.masked_clips import ClipEncoder
-from mim_jax.models.teachers import Architecture, ViTTeacher
+from mim_jax.models.teachers import Architecture, ViTTeacher, teacher_config
 
 _ARCHITECTURE = Architecture("facebookresearch/jepa", {}, None)
 
@@ -51,8 +51,6 @@ def build(section: ConfigDict, config: ConfigDict) -> VideoTeacher:
     Raises:
       ConfigError: as `video_vit.build`.
     """
-    own = ConfigDict(config)
+    own = teacher_config(section, config)
     own.model.update({key: section[key] for key in ("width", "depth", "heads", "mlp_ratio")})
-    if section.dtype is not None:
-        own.compute.dtype = section.dtype
     return VideoTeacher(section, ClipEncoder(FrozenConfigDict(own)))

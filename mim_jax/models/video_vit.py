@@ -11,7 +11,6 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mim_jax.errors import ConfigError
-from mim_jax.layers.block import BlockStack
 from mim_jax.layers.patches import PatchEmbed
 from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.position import PositionTable
@@ -83,19 +82,7 @@ class VideoViT(ViT):
         x = PatchEmbed(self.width, self.init_scheme, self.compute, self.patch_bias, name="patch_embed")(tubes)
         if table is not None:
             x = x + (table[None] if ids_keep is None else table[ids_keep]).astype(x.dtype)
-        x, _ = BlockStack(
-            self.depth,
-            self.heads,
-            int(self.width * self.mlp_ratio + 0.5),
-            self.qkv_bias,
-            self.layer_scale,
-            self.drop_path,
-            self.init_scheme,
-            self.compute,
-            activation=self.activation,
-            norm_epsilon=self.norm_epsilon,
-            name="stack",
-        )(x, None, valid, deterministic=deterministic)
+        x, _ = self.block_stack(name="stack")(x, None, valid, deterministic=deterministic)
         return split_over_batch(self._norm("norm")(x)) if self.final_norm else x
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mim_jax.errors import ConfigError
 from mim_jax.fields import optional
-from mim_jax.layers.block import ACTIVATIONS, AttentionEdit, BlockStack, layer_norm
+from mim_jax.layers.block import MLP_KINDS, AttentionEdit, BlockStack, layer_norm
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import find_scheme
 from mim_jax.layers.patches import PatchEmbed, as_pair, patch_grid, patchify
@@ -280,9 +280,8 @@ def build(config: ConfigDict, *, mask_token: bool = False, final_norm: bool = Tr
         check_head_dim(model.width, model.heads, "model")
     if model.num_registers and (model.position == "rope" or model.relative_bias):
         raise ConfigError("model.num_registers needs absolute positions; set it to 0, or change model.position.")
-    if model.activation not in (*ACTIVATIONS, "swiglu"):
-        names = ", ".join((*ACTIVATIONS, "swiglu"))
-        raise ConfigError(f"model.activation is {model.activation!r}; choose one of {names}.")
+    if model.activation not in MLP_KINDS:
+        raise ConfigError(f"model.activation is {model.activation!r}; choose one of {', '.join(MLP_KINDS)}.")
     find_scheme(model.init_scheme)
     encoder = ViT(
         image_size=as_pair(config.image_size),

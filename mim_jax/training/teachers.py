@@ -230,8 +230,7 @@ def _check_run(config: ConfigDict, key: str, teacher: FrozenTeacher, run: Config
                 f"The run {weights} was trained with model.{field}={theirs.get(field)!r}, the teacher of {key} has "
                 f"{ours.get(field)!r}; choose another {key}.name or another run."
             )
-    constants = getattr(teacher, "constants", None)  # that the teacher wants whatever the batch has
-    for mine, its in zip(constants or normalization(config), normalization(run), strict=True):
+    for mine, its in zip(teacher.constants or normalization(config), normalization(run), strict=True):
         if np.shape(mine) != its.shape or not np.allclose(mine, its):
-            remedy = "set data.mean and data.std to its" if constants is None else f"choose {key}.name='vit'"
+            remedy = "set data.mean and data.std to its" if teacher.constants is None else f"choose {key}.name='vit'"
             raise ConfigError(f"The run {weights} saw images normalised otherwise than {key} is to; {remedy}.")
