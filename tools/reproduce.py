@@ -8,6 +8,8 @@ of `--batch_size`, those that others learn from first; then its frozen encoder i
 beside the same encoder as it was initialised. Results go to `<out>/<suite>.json` as they come and are never computed
 twice: an interrupted suite goes on where it stopped, and `--seeds=3` after `--seeds=1` adds two. `<out>/<suite>.md` is
 the report.
+
+Runs may share the machine with other work; `--speeds` then measures, on a quiet one, how fast each method trains.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import os
 import pathlib
 import statistics
+import tempfile
 import time
 import tomllib
 from typing import Any
@@ -36,6 +39,7 @@ from mim_jax.files import replace_text
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SUITES = ROOT / "tools" / "suites"
 TRAIN_SPLIT = "train[:20000]"  # labelled images of the probes
+SPEED_STEPS = 60
 
 
 def read_suite(name: str) -> tuple[dict[str, Any], list[Row]]:
@@ -123,6 +127,22 @@ def measure(
     }
 
 
+def measure_speed(config: ConfigDict) -> float:
+    """Images a second of a short run of `config`, without what is done once: the median over its logged windows."""
+    from mim_jax.train import train
+
+    for key, value in {
+        "duration": f"{SPEED_STEPS} steps",
+        "schedule.warmup": "1 steps",
+        "log.every": "5 steps",
+    }.items():
+        override(config, key, value)
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, pathlib.Path(folder))
+        lines = [json.loads(line) for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median([line["images_per_second"] for line in lines if "images_per_second" in line][1:])
+
+
 def earlier_results(file: pathlib.Path, settings: dict[str, int]) -> list[Result]:
     """What earlier calls found; raises ConfigError if they ran for other lengths."""
     results = json.loads(file.read_text()) if file.is_file() else []
@@ -142,6 +162,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", 500, "Steps per run.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
     flags.DEFINE_list("methods", [], "Only these rows of the suite.")
+    flags.DEFINE_bool("speeds", False, "Afterwards measure the speed of every row that has results, one by one.")
     flags.DEFINE_string("out", "docs/reproduction", "Where the report and its numbers go.")
     flags.DEFINE_string("runs", "runs/reproduction", "Where the runs go.")
 
@@ -164,22 +185,37 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
     command = f"python tools/reproduce.py --suite={given.suite} --seeds={given.seeds} --steps={given.steps}"
     out.mkdir(parents=True, exist_ok=True)
     by_name, runs = {row.name: row for row in rows}, pathlib.Path(given.runs).absolute()
-    for number, (row, seed) in enumerate(missing, start=1):
-        print(f"{row.name}, seed {seed} (run {number} of {len(missing)})", flush=True)
+    speeds_file = out / f"{given.suite}_speeds.json"
+    speeds = json.loads(speeds_file.read_text()) if speeds_file.is_file() else {}
+
+    def config_of(row: Row, seed: int) -> ConfigDict:
         sources = {key: run_directory(runs, by_name[other], seed, settings) for key, other in row.runs.items()}
         if absent := [str(path) for path in sources.values() if not (path / "checkpoints").is_dir()]:
             raise ConfigError(
                 f"{row.name} learns from {absent[0]}, which is not there; leave --methods out, or name it."
             )
+        return apply_overrides(run_config(row, seed, settings, suite.get("overrides", {}), sources), overrides)
+
+    def write() -> None:
+        replace_text(out / f"{given.suite}.json", json.dumps(results, indent=1) + "\n")
+        replace_text(out / f"{given.suite}.md", write_report(suite, rows, results, command, speeds))
+
+    for number, (row, seed) in enumerate(missing, start=1):
+        print(f"{row.name}, seed {seed} (run {number} of {len(missing)})", flush=True)
         try:
-            config = run_config(row, seed, settings, suite.get("overrides", {}), sources)
-            results.append(measure(row, seed, settings, apply_overrides(config, overrides), runs, TRAIN_SPLIT))
+            results.append(measure(row, seed, settings, config_of(row, seed), runs, TRAIN_SPLIT))
         except TrainingError as error:
             raise TrainingError(f"{row.name}, seed {seed}: {error}") from error
         jax.clear_caches()  # each method compiles its own
-        replace_text(out / f"{given.suite}.json", json.dumps(results, indent=1) + "\n")
-        replace_text(out / f"{given.suite}.md", write_report(suite, rows, results, command))
-    print(write_report(suite, rows, results, command))
+        write()
+    if given.speeds:
+        for row in [row for row in chosen if any(result["method"] == row.name for result in results)]:
+            speeds[row.name] = measure_speed(config_of(row, 0))
+            print(f"{row.name}: {speeds[row.name]:.0f} images/s", flush=True)
+            jax.clear_caches()
+            replace_text(speeds_file, json.dumps(speeds, indent=1) + "\n")
+            write()
+    print(write_report(suite, rows, results, command, speeds))
 
 
 if __name__ == "__main__":

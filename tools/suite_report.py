@@ -49,7 +49,9 @@ def verdict(expect: str, values: list[float], baseline: list[float]) -> str:
     return "agrees" if (difference > 0) == (expect == "above") else "does not agree"
 
 
-def write_report(suite: dict[str, Any], rows: list[Row], results: list[Result], command: str) -> str:
+def write_report(
+    suite: dict[str, Any], rows: list[Row], results: list[Result], command: str, speeds: dict[str, float]
+) -> str:
     """The whole report; rows without results are left out.
 
     Args:
@@ -57,6 +59,7 @@ def write_report(suite: dict[str, Any], rows: list[Row], results: list[Result], 
       rows: the suite's methods.
       results: at least one.
       command: what made them.
+      speeds: images a second by row, measured one after another; empty where only the runs' own are known.
     """
     found = Found(results)
     rows = [row for row in rows if found.runs(row.name)]
@@ -78,7 +81,7 @@ def write_report(suite: dict[str, Any], rows: list[Row], results: list[Result], 
             f"{len(results)} runs in {minutes:.0f} minutes on {os.cpu_count()} CPU cores ({platform.machine()}), jax "
             f"{jax.__version__}.",
             "",
-            *_results_table(suite["baseline"], rows, found),
+            *_results_table(suite["baseline"], rows, found, speeds),
             "",
             *_chains(rows),
             *_claims_table(suite["baseline"], rows, found),
@@ -134,21 +137,23 @@ class Found:
         return self.mean(name, "linear_pretrained") - self.mean(name, "linear_random_init")
 
 
-def _results_table(baseline: str, rows: list[Row], found: Found) -> list[str]:
+def _results_table(baseline: str, rows: list[Row], found: Found, speeds: dict[str, float]) -> list[str]:
+    # Runs that shared the machine say little of speed, so measured speeds are all or nothing.
+    measured = all(row.name in speeds for row in rows)
+    rates = {row.name: speeds[row.name] if measured else found.mean(row.name, "images_per_second") for row in rows}
     titles = ["method", "seeds", "linear", "random init", "k-NN", "random init", "loss, first to last", "images/s"]
     titles.append("relative")
     has_statistics = all("effective_rank" in run for row in rows for run in found.runs(row.name))
     if has_statistics:
         titles += ["rank", "std"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    base_rate = found.mean(baseline, "images_per_second")
     for row in rows:
         cells = [row.name, str(len(found.runs(row.name)))]
         for measure in MEASURES:
             cells += [spread(found.values(row.name, f"{measure}_{which}")) for which in ("pretrained", "random_init")]
         cells.append(" to ".join(f"{found.mean(row.name, key):.3f}" for key in ("loss_first", "loss_last")))
-        rate = found.mean(row.name, "images_per_second")
-        cells += [f"{rate:.0f}", f"{rate / base_rate:.2f}"]
+        relative = rates[row.name] / rates[baseline] if baseline in rates else math.nan
+        cells += [f"{rates[row.name]:.0f}", f"{relative:.2f}"]
         if has_statistics:
             cells += [f"{found.mean(row.name, 'effective_rank'):.1f}", f"{found.mean(row.name, 'feature_std'):.3f}"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -63,7 +63,7 @@ def test_the_report_says_what_was_found(tools):
         result("hpm", 0, 59.0, images_per_second=50.0, skipped=2.0),
         result("hpm", 1, 60.0, images_per_second=50.0),
     ]
-    text = tools["suite_report"].write_report({"title": "T", "baseline": "mae"}, rows, results, "command")
+    text = tools["suite_report"].write_report({"title": "T", "baseline": "mae"}, rows, results, "command", {})
     lines = text.splitlines()
     assert (
         "| mae | 2 | 70.5 ± 0.7 | 60.0 ± 0.0 | 50.0 ± 0.0 | 40.0 ± 0.0 | 1.000 to 0.500 | 100 | 1.00 | 10.0 | 0.500 |"
@@ -78,6 +78,16 @@ def test_the_report_says_what_was_found(tools):
     assert "4 runs in 4 minutes" in text
     assert "do not beat random initialisation: hpm" in text
     assert "skipped updates: hpm" in text
+
+
+def test_speeds_measured_apart_replace_those_of_the_runs(tools):
+    Row = tools["suite_report"].Row
+    rows = [Row("mae", "mae_x", "The baseline.", "unsaid"), Row("hpm", "hpm_x", "Better.", "above")]
+    results = [result("mae", 0, 70.0), result("hpm", 0, 59.0)]
+    write, suite = tools["suite_report"].write_report, {"title": "T", "baseline": "mae"}
+    assert "| 400 | 1.00 | 10.0" in write(suite, rows, results, "command", {"mae": 400.0, "hpm": 100.0})
+    assert "| 100 | 0.25 | 10.0" in write(suite, rows, results, "command", {"mae": 400.0, "hpm": 100.0})
+    assert "| 100 | 1.00 | 10.0" in write(suite, rows, results, "command", {"mae": 400.0})  # one alone says nothing
 
 
 def test_suites_name_existing_configs(tools):
@@ -115,7 +125,7 @@ def test_rows_learn_from_rows_above_them(tools, tmp_path, monkeypatch):
     config = reproduce.run_config(row, 2, settings, {"mask_ratio": 0.6}, {"init_from": source})
     assert (config.init_from, config.mask_ratio) == (str(source), 0.5)
     text = tools["suite_report"].write_report(
-        {"title": "T", "baseline": "a"}, [teacher, row], [result("t", 0, 90.0), result("a", 0, 70.0)], "command"
+        {"title": "T", "baseline": "a"}, [teacher, row], [result("t", 0, 90.0), result("a", 0, 70.0)], "command", {}
     )
     assert "- a: `mask_ratio=0.5`, `init_from` is the run of t" in text
     assert "| t |" not in text.partition("the paper's claim")[2]
