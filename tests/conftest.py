@@ -20,8 +20,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
 # The networks here are tiny: compiling them costs far more than running them, and twice as much with optimisations on.
 jax.config.update("jax_disable_most_optimizations", True)
-# A run keeps what it compiles in its work directory; tests should neither fill theirs nor find each other's.
-jax.config.update("jax_enable_compilation_cache", False)
+# Below this, writing a compiled program down costs more than it saves.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _share_what_is_compiled(tmp_path_factory):
+    """The programs of a session are compiled once: by one of its workers, not in every test's own work directory."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @pytest.fixture(scope="module", autouse=True)
