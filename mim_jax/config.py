@@ -62,18 +62,30 @@ def objective_class(*, method: str | None = None, task: str | None = None) -> ty
     return found[0]
 
 
-def default_config(*, method: str | None = None, task: str | None = None) -> ConfigDict:
-    """Every key a run of this method or task reads, typed and locked, with its default."""
+def default_config(*, method: str | None = None, task: str | None = None, backbone: str | None = None) -> ConfigDict:
+    """Every key a run of this method or task reads, typed and locked, with its default.
+
+    The section `model` is that of the method's own backbone, or of another one that it works with.
+
+    Raises:
+      ConfigError: there is no such method, task or backbone, or the method cannot work with that backbone.
+    """
     from mim_jax import data, evaluation, training
     from mim_jax.layers.compute import Compute
+    from mim_jax.models import backbone as backbones
 
+    cls = objective_class(method=method, task=task)
+    own = cls.default_config()
+    if backbone is not None and backbone != own.model.backbone:
+        backbones.check(method or task, cls.encoder_needs, backbone)
+        own.model = backbones.section_of(backbone, own.model)
     config = ConfigDict(dict(method=method or "", task=task or "", seed=0, image_size=224, channels=3))
     sections = (
         training.default_config(),
         ConfigDict(dict(compute=Compute.default_config(), data=data.default_config())),
         ConfigDict(dict(evaluation=evaluation.default_config())),
         ConfigDict(dict(regularizer=regularization.default_config()) if method else {}),
-        objective_class(method=method, task=task).default_config(),
+        own,
     )
     for section in sections:
         for key, value in section.items(preserve_field_references=True):
@@ -88,7 +100,17 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
       ConfigError: a key is unknown (the nearest one is named) or has a value of the wrong type.
     """
     given = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    complete = default_config(method=given.get("method") or None, task=given.get("task") or None)
+    method, task = given.get("method") or None, given.get("task") or None
+    model = given.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    complete = default_config(method=method, task=task, backbone=model.get("backbone") or None)
+    foreign = set(model) - set(complete.model)
+    if foreign & set(default_config(method=method, task=task).model):
+        raise ConfigError(
+            f"model.backbone is {model['backbone']!r} in a section made for another (model.{min(foreign)} is no key of "
+            f"it); start from default_config({f'method={method!r}' if method else f'task={task!r}'}, "
+            f"backbone={model['backbone']!r})."
+        )
     _merge(complete, given)
     return complete
 

@@ -14,7 +14,7 @@ A method is a set of pure functions over plain pytrees:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -28,6 +28,13 @@ from mim_jax.errors import ConfigError
 Batch = Mapping[str, Any]
 Variables = dict[str, Any]
 Masks = Any
+
+STORED = "taught/"  # before the names of a batch's arrays that were read from disk instead of asking a teacher
+
+
+def stored_name(path: Sequence[Any]) -> str:
+    """The name in a batch of a leaf of what `Objective.teach` returns, by its key path."""
+    return STORED + jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 @struct.dataclass
@@ -78,6 +85,8 @@ class Objective:
 
     #: The collection whose "encoder" `encode` uses, which is what a downstream task takes over.
     encoder_collection = "params"
+    #: What it asks of an encoder, one of `mim_jax.models.backbone.NEEDS`; None: it has an encoder of its own.
+    encoder_needs: str | None = "plain_vit"
     #: Frozen teachers by their name in `variables["teacher"]`; they are stored once and left out of checkpoints.
     teachers: Mapping[str, FrozenTeacher] = MappingProxyType({})
 
@@ -103,6 +112,34 @@ class Objective:
         """What to hide in each image of the batch; `None` for objectives that hide nothing."""
         del variables, batch, rng, clock
         return None
+
+    def teach(self, variables: Variables, batch: Batch) -> dict[str, Any]:
+        """What frozen teachers say of the batch's intact images: a dict, or dicts in it, of arrays `[B, ...]`.
+
+        It is a function of the images and of `variables["teacher"]` alone, so that `tools/cache_features.py` can write
+        it to disk once. Who overrides it reads it by `taught`.
+
+        Raises:
+          ConfigError: there is no such teacher, or with these settings it is not the intact image it is asked about.
+        """
+        del variables, batch
+        raise ConfigError(
+            f"{self.config.method or self.config.task} has no frozen teacher that sees nothing but the intact image, "
+            "so that there is nothing to store; remove data.teacher_cache."
+        )
+
+    def taught(self, variables: Variables, batch: Batch) -> dict[str, Any]:
+        """`teach(variables, batch)`, unless the batch brings it along, which then costs nothing.
+
+        It does so as `batch["taught"]`, which `prepare` may put there, or array by array as "taught/<name>", read from
+        disk in whatever dtype it was stored.
+        """
+        if "taught" in batch:
+            return batch["taught"]
+        if not any(name.startswith(STORED) for name in batch):
+            return self.teach(variables, batch)
+        shapes = jax.eval_shape(self.teach, variables, batch)
+        return jax.tree_util.tree_map_with_path(lambda path, x: batch[stored_name(path)].astype(x.dtype), shapes)
 
     def prepare(self, variables: Variables, batch: Batch) -> Batch:
         """The batch with what `masks` and `loss` would otherwise both compute, such as features of a frozen teacher.

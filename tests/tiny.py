@@ -43,6 +43,12 @@ def _shrink(config: ConfigDict) -> None:
             if {"width", "depth", "heads"} <= set(section):
                 section.update(width=16, depth=2)
                 section.heads = 2 if section.heads is not None else None
+            if {"depths", "widths", "stem"} <= set(section):  # a ResNet
+                stages = len(section.depths)
+                section.update(depths=(1,) * (stages - 1) + (2,), widths=(8,) * stages, stem_width=8)
+            if {"depths", "window"} <= set(section):  # a Swin Transformer
+                stages = len(section.depths)
+                section.update(width=8, depths=(2,) * stages, heads=(2,) * stages)
             _shrink(section)
 
 

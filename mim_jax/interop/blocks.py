@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from mim_jax.interop import axes
@@ -34,13 +35,18 @@ def patch_embed(name: str, part: str, context: Context) -> list[Rule]:
     ]
 
 
-def pixel_shuffle_head(name: str, context: Context) -> tuple[list[Rule], tuple[Ignored, ...]]:
-    """SimMIM's head, a 1x1 convolution before a PixelShuffle; ignored by tasks, whose head is another one."""
+def pixel_shuffle_head(
+    name: str, context: Context, sizes: Mapping[str, int] | None = None
+) -> tuple[list[Rule], tuple[Ignored, ...]]:
+    """SimMIM's head, a 1x1 convolution before a PixelShuffle; ignored by tasks, whose head is another one.
+
+    `sizes` are the axes `h` and `w` of what an output token stands for, where that is no patch.
+    """
     if context.is_task:
         return [], (Ignored(rf"^{re.escape(name)}\.", "the pixel head has no use downstream", quiet=False),)
     return [
-        Rule((f"{name}.weight",), "params/head/kernel", axes.PIXEL_SHUFFLE, context.patch_sizes),
-        Rule((f"{name}.bias",), "params/head/bias", axes.PIXEL_SHUFFLE_BIAS, context.patch_sizes),
+        Rule((f"{name}.weight",), "params/head/kernel", axes.PIXEL_SHUFFLE, sizes or context.patch_sizes),
+        Rule((f"{name}.bias",), "params/head/bias", axes.PIXEL_SHUFFLE_BIAS, sizes or context.patch_sizes),
     ], ()
 
 

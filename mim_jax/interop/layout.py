@@ -24,6 +24,9 @@ from mim_jax.interop import axes
 from mim_jax.layers.patches import as_pair, patch_grid
 from mim_jax.layers.position import Resize, sincos_table
 
+# `(table [h * w, D], source grid, target grid)` to a table of the target grid.
+Resizer = Callable[[np.ndarray, tuple[int, int], tuple[int, int]], np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -38,7 +41,10 @@ class Rule:
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of axes the parameter's shape does not tell
     may_drop: bool = False  # the objective may do without this tensor though it has the part
     grid: tuple[int, int] | None = None  # of position tables `[(1,) prefix + h * w, D]`: the grid to resize to
-    resize: Resize | None = None  # how; None: as PyTorch's plain bicubic does
+    resize: Resizer | None = None  # how; None: as PyTorch's plain bicubic does
+    # With `{i}`: layer k of the parameter is layer `first + k * every` of the checkpoint.
+    first: int = 0
+    every: int = 1
 
     @property
     def stacked(self) -> bool:
@@ -54,11 +60,14 @@ class Rule:
         """Names of all tensors of a parameter of shape `ours`, layer by layer."""
         if not self.stacked:
             return list(self.names)
-        return [name.format(i=layer) for layer in range(ours[0]) for name in self.names]
+        layers = range(self.first, self.first + ours[0] * self.every, self.every)
+        return [name.format(i=layer) for layer in layers for name in self.names]
 
     def matches(self, name: str) -> bool:
         """Whether a tensor's name is one of the rule's, of whatever layer."""
-        return any(re.fullmatch(re.escape(own).replace(r"\{i\}", r"\d+"), name) for own in self.names)
+        patterns = (re.escape(own).replace(r"\{i\}", r"(?P<layer>\d+)") for own in self.names)
+        found = next(filter(None, (re.fullmatch(pattern, name) for pattern in patterns)), None)
+        return found is not None and (not self.stacked or (int(found["layer"]) - self.first) % self.every == 0)
 
     def to_ours(self, tensors: Sequence[np.ndarray], ours: tuple[int, ...]) -> np.ndarray:
         """The parameter of shape `ours` from its tensors, in the order of `tensor_names`."""

@@ -14,7 +14,7 @@ from mim_jax.interop.layout import Context, Fixed, Layout, Rule, part_of, rename
 from mim_jax.interop.report import Report
 from mim_jax.interop.source import Source, select_weights
 from mim_jax.layers.patches import as_pair
-from mim_jax.layers.position import resize_position_table, sincos_table
+from mim_jax.layers.position import Resize, sincos_table
 
 MISSING = "missing from the source"
 NOT_FINITE = "not finite (NaN or infinity; pass allow_nonfinite=True to load them all the same)"
@@ -254,7 +254,7 @@ def _other_grid(shape: tuple, expected: tuple, grid: tuple[int, int] | None) -> 
 def _resize(tensor: np.ndarray, source: tuple[int, int], rule: Rule) -> np.ndarray:
     prefix = tensor.shape[-2] - math.prod(source)
     table = np.asarray(tensor.reshape(tensor.shape[-2:]), np.float32)
-    patches = resize_position_table(table[prefix:], source, rule.grid, rule.resize)
+    patches = (rule.resize or Resize())(table[prefix:], source, rule.grid)
     return np.concatenate([table[:prefix], patches]).reshape(*tensor.shape[:-2], -1, tensor.shape[-1])
 
 

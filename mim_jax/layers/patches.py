@@ -43,6 +43,15 @@ def unpatchify(patches: jax.Array, patch_size: tuple[int, int], grid: tuple[int,
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * ph, columns * pw, channels)
 
 
+def regroup_patches(
+    patches: jax.Array, patch_size: tuple[int, int], grid: tuple[int, int], other_size: tuple[int, int]
+) -> jax.Array:
+    """The pixels of patches `[B, N, p*p*C]` that tile `grid` as patches of another size, in raster order."""
+    if patch_size == other_size:
+        return patches
+    return patchify(unpatchify(patches, patch_size, grid), other_size)
+
+
 class PatchEmbed(nn.Module):
     """Linear embedding of flattened patches; the same map as a convolution of stride and size `p`.
 

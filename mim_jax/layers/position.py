@@ -50,6 +50,10 @@ class Resize:
     offset: float = 0.0
     antialias: bool = False
 
+    def __call__(self, table: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+        """A table `[h * w, D]` for another grid."""
+        return resize_position_table(table, source, target, self)
+
 
 def resize_position_table(
     table: np.ndarray, source: tuple[int, int], target: tuple[int, int], resize: Resize | None = None
@@ -125,17 +129,18 @@ def relative_index(grid: tuple[int, int], class_token: bool) -> np.ndarray:
 
 
 class RelativeBias(nn.Module):
-    """A learned attention bias by relative position, zero at first."""
+    """A learned attention bias by relative position."""
 
     grid: tuple[int, int]
     heads: int
     class_token: bool = True
+    table_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self) -> jax.Array:
         """The bias `[1, H, T, T]` in float32."""
         height, width = self.grid
         size = (2 * height - 1) * (2 * width - 1) + (3 if self.class_token else 0)
-        table = self.param("table", nn.initializers.zeros_init(), (size, self.heads), jnp.float32)
+        table = self.param("table", self.table_init, (size, self.heads), jnp.float32)
         bias = table[jnp.asarray(relative_index(self.grid, self.class_token))]
         return bias.transpose(2, 0, 1)[None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,15 @@ from mim_jax.errors import ConfigError
 from mim_jax.masking.token_mask import TokenMask, num_kept
 
 
-def random_mask(rng: jax.Array, batch: int, num_tokens: int, mask_ratio: float) -> TokenMask:
-    """Hides a uniformly random `mask_ratio` of the tokens of each sample (He et al. 2022, section 3)."""
+def random_mask(
+    rng: jax.Array, batch: int, num_tokens: int, mask_ratio: float, rounding: Callable[[float], int] = int
+) -> TokenMask:
+    """Hides a uniformly random `mask_ratio` of the tokens of each sample (He et al. 2022, section 3).
+
+    `rounding` makes a whole number of how many are kept, see `num_kept`.
+    """
     noise = jax.random.uniform(rng, (batch, num_tokens), jnp.float32)
-    return TokenMask.from_noise(noise, num_kept(num_tokens, mask_ratio))
+    return TokenMask.from_noise(noise, num_kept(num_tokens, mask_ratio, rounding=rounding))
 
 
 def random_cell_mask(

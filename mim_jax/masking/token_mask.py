@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,10 @@ from flax import struct
 from mim_jax.errors import ConfigError
 
 
-def num_kept(num_tokens: int, mask_ratio: float, *, may_keep_all: bool = False) -> int:
-    """Number of visible tokens, `int(N * (1 - ratio))` in Python floats as MAE's code truncates it.
+def num_kept(
+    num_tokens: int, mask_ratio: float, *, may_keep_all: bool = False, rounding: Callable[[float], int] = int
+) -> int:
+    """Number of visible tokens, `rounding(N * (1 - ratio))` in Python floats: MAE's code truncates it, by `int`.
 
     Raises:
       ConfigError: the ratio is outside (0, 1), or leaves no token visible or none hidden; but with `may_keep_all` it
@@ -21,7 +25,7 @@ def num_kept(num_tokens: int, mask_ratio: float, *, may_keep_all: bool = False) 
         return num_tokens
     if not 0.0 < mask_ratio < 1.0:
         raise ConfigError(f"mask_ratio is {mask_ratio}; it must lie strictly between 0 and 1.")
-    keep = int(num_tokens * (1 - mask_ratio))
+    keep = rounding(num_tokens * (1 - mask_ratio))
     if not 0 < keep < num_tokens:
         raise ConfigError(
             f"mask_ratio {mask_ratio} keeps {keep} of {num_tokens} tokens; choose a ratio that keeps at least one "

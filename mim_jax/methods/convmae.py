@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mim_jax.contract import Batch, Clock, Variables
 from mim_jax.masking.random import random_mask
 from mim_jax.masking.token_mask import TokenMask
-from mim_jax.models import backbone
+from mim_jax.models import backbone, conv_vit
 from mim_jax.models.masked_autoencoder import MaskedAutoencoder
 
 
@@ -23,12 +23,13 @@ class ConvMAE(MaskedAutoencoder):
     official downstream models do not.
     """
 
+    encoder_needs = "token_dropping"
+
     @classmethod
     def default_config(cls) -> ConfigDict:
         """The Base size, the only one in the official code."""
         config = super().default_config()
-        config.model = backbone.default_config()
-        config.model.update(backbone="conv_vit", depth=11, class_token=False, pool="mean")
+        config.model = conv_vit.default_config()
         return config
 
     def masks(self, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock) -> TokenMask:

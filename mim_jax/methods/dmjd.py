@@ -17,7 +17,7 @@ from mim_jax.layers.patches import as_pair
 from mim_jax.masking.disjoint_cells import NUM_VIEWS, DisjointCellSampler, DisjointViews
 from mim_jax.masking.random import tokens_per_cell
 from mim_jax.masking.token_mask import TokenMask, take_tokens
-from mim_jax.models import backbone, pixel_decoder
+from mim_jax.models import backbone, conv_vit, pixel_decoder
 from mim_jax.models.token_projector import TokenProjector
 from mim_jax.normalization import normalization
 from mim_jax.targets.hog import check_hog, hog_dim, hog_target
@@ -42,11 +42,12 @@ class DMJD(Objective):
     numbers came about, and the default; "kept" compares each prediction with its own patch.
     """
 
+    encoder_needs = "token_dropping"
+
     @classmethod
     def default_config(cls) -> ConfigDict:
         """The released ConViT-B with a decoder of 8 blocks."""
-        model = backbone.default_config()
-        model.update(backbone="conv_vit", depth=11, class_token=False, pool="mean")
+        model = conv_vit.default_config()
         model.stages.mlp_ratios = (8.0, 8.0)
         decoder = pixel_decoder.default_config()
         decoder.mlp_ratio = 8.0  # the official code passes the first stage's ratio on to the decoder

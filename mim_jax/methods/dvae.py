@@ -27,6 +27,8 @@ class DVAE(Objective):
     The paper's schedules are counted in steps of a run of 3 million; here they are shares of the run.
     """
 
+    encoder_needs = None
+
     @classmethod
     def default_config(cls) -> ConfigDict:
         """DALL-E's network."""

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from mim_jax.contract import Variables
 from mim_jax.layers.block import drop_path_rngs
-from mim_jax.models import vit
+from mim_jax.models import backbone, statistics
 
 
 def classification_head(num_classes: int) -> nn.Dense:
@@ -19,42 +20,41 @@ def classification_head(num_classes: int) -> nn.Dense:
 
 
 class Classifier:
-    """Pooling, norm and head of a classifier, as functions of its parameters `{"encoder", "norm", "head"}`.
+    """An encoder, pooling, norm and head, as functions of the contract's variables; `params` has `{"encoder", "norm",
+    "head"}`, and `state` the statistics of an encoder with BatchNorm.
 
     With `model.pool="mean"` the patch tokens are averaged after the last block and BEFORE any norm, and a new LayerNorm
     follows (the pre-trained final norm is not used); with "class" the head reads the class token after the final norm,
-    and there is no "norm".
+    and there is no "norm". Other backbones than ViTs are pooled as their official classifiers are (see their modules).
     """
 
     def __init__(self, config: ConfigDict):
-        norm_after_pooling = config.model.pool == "mean"
-        self.encoder = vit.build(config, final_norm=not norm_after_pooling)
+        self.encoder, norm_after_pooling = backbone.build_supervised(config)
         # Pooling, norm and head run in float32: they cost nothing, and logits decide the metric.
         self.norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False) if norm_after_pooling else None
         self.head = classification_head(config.num_classes)
 
-    def init(self, rng: jax.Array, images: Any) -> dict[str, Any]:
-        """Parameters for images shaped like `images` (arrays or `jax.ShapeDtypeStruct`)."""
+    def init(self, rng: jax.Array, images: Any) -> Variables:
+        """Variables for images shaped like `images` (arrays or `jax.ShapeDtypeStruct`)."""
         encoder_rng, head_rng = jax.random.split(rng)
         images = jnp.zeros(images.shape, jnp.float32)[:1]
         pooled = jnp.zeros((1, self.encoder.width), jnp.float32)
-        params = {
-            "encoder": self.encoder.init(encoder_rng, images)["params"],
-            "head": self.head.init(head_rng, pooled)["params"],
-        }
+        parts = {"encoder": self.encoder.init(encoder_rng, images), "head": self.head.init(head_rng, pooled)}
         if self.norm is not None:
-            params["norm"] = self.norm.init(head_rng, pooled)["params"]
-        return params
+            parts["norm"] = self.norm.init(head_rng, pooled)
+        return statistics.collect(parts)
 
     def __call__(
-        self, params: dict[str, Any], images: jax.Array, rng: jax.Array | None = None
-    ) -> tuple[dict[str, jax.Array], jax.Array]:
-        """Features (see `ViT.split`; "pooled" is what the head reads) and logits `[B, classes]` float32.
+        self, variables: Variables, images: jax.Array, rng: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[dict[str, jax.Array], jax.Array, dict[str, Any]]:
+        """Features (see `ViT.split`; "pooled" is what the head reads), logits `[B, classes]` float32, new statistics.
 
-        Without `rng` there is no drop path.
+        Without `rng` there is no drop path. Without `train` BatchNorm uses its running statistics, and there are no new
+        ones.
         """
-        tokens = self.encoder.apply({"params": params["encoder"]}, images, **drop_path_rngs(rng))
+        tokens, state = statistics.apply(self.encoder, variables, "encoder", images, train=train, **drop_path_rngs(rng))
+        params = variables["params"]
         features = self.encoder.split(tokens)
         if self.norm is not None:
             features["pooled"] = self.norm.apply({"params": params["norm"]}, features["pooled"])
-        return features, self.head.apply({"params": params["head"]}, features["pooled"])
+        return features, self.head.apply({"params": params["head"]}, features["pooled"]), state

@@ -24,11 +24,11 @@ class ClassifierWeights(Objective):
 
     def init(self, rng: jax.Array, batch: Batch) -> Variables:
         """`{"params": {"encoder", "norm" (mean pooling only), "head"}}`."""
-        return {"params": self.classifier.init(rng, batch["image"])}
+        return self.classifier.init(rng, batch["image"])
 
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Features of intact images, normalised as the classifier wants them."""
-        return self.classifier(variables["params"], images)[0]
+        return self.classifier(variables, images)[0]
 
 
 class ClassifierTeacher(FrozenTeacher):
@@ -51,7 +51,8 @@ class ClassifierTeacher(FrozenTeacher):
 
     def __call__(self, params: Any, images: jax.Array) -> jax.Array:
         """Logits `[B, classes]` float32 of `images [B, H, W, C]` as the student's batch has them; without gradients."""
-        _, logits = self.objective.classifier(jax.lax.stop_gradient(params), self._encoder.prepare(images))
+        variables = {"params": jax.lax.stop_gradient(params)}
+        _, logits, _ = self.objective.classifier(variables, self._encoder.prepare(images))
         return jax.lax.stop_gradient(logits)
 
 

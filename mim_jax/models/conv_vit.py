@@ -216,6 +216,14 @@ def stage_config(mlp_ratio: float = 4.0) -> ConfigDict:
     return ConfigDict(dict(widths=(256, 384), depths=(2, 2), mlp_ratios=(mlp_ratio, mlp_ratio)))
 
 
+def default_config() -> ConfigDict:
+    """The `model` section of the Base size."""
+    model = vit.default_config()
+    model.update(backbone="conv_vit", depth=11, class_token=False, pool="mean")
+    model.stages = stage_config()
+    return model
+
+
 def build(config: ConfigDict, *, final_norm: bool = True, fusion: bool = True) -> ConvViT:
     """The encoder a run's `config` asks for (`image_size`, `model` with its `stages`, `compute`).
 
@@ -255,3 +263,8 @@ def build(config: ConfigDict, *, final_norm: bool = True, fusion: bool = True) -
         init_scheme=plain.init_scheme,
         compute=plain.compute,
     )
+
+
+def build_supervised(config: ConfigDict) -> tuple[ConvViT, bool]:
+    """The encoder without fusion and final norm, as the official downstream models are; a norm follows the average."""
+    return build(config, final_norm=False, fusion=False), True

@@ -41,7 +41,7 @@ class MaskedAutoencoder(Objective):
         super().__init__(config)
         self.encoder = self._build_encoder()
         self.decoder = self._build_decoder()
-        if config.model.relative_bias:
+        if config.model.get("relative_bias"):
             raise ConfigError("model.relative_bias is True; it needs all patches, but an autoencoder drops some.")
         self.num_keep = self._count_kept()
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from mim_jax.errors import ConfigError
 from mim_jax.layers.initializers import torch_default_bias, torch_default_kernel
-from mim_jax.models.vit import ViT
+from mim_jax.models.backbone import Encoder
 
 
-def build(config: ConfigDict, encoder: ViT) -> nn.Dense:
+def build(config: ConfigDict, encoder: Encoder) -> nn.Dense:
     """Maps tokens `[..., D]` of `encoder` to patches `[..., p*p*C]`.
 
     The official heads of SimMIM and MFM are a 1x1 convolution before a PixelShuffle; on patch vectors a dense layer is
     the same map.
+
+    Raises:
+      ConfigError: the tokens of a hierarchical encoder reach beyond the image's border.
     """
-    ph, pw = encoder.patch_size
+    (ph, pw), (height, width) = encoder.patch_size, encoder.image_size
+    if height % ph or width % pw:
+        raise ConfigError(
+            f"image_size {height}x{width} is not divisible by the {ph}x{pw} pixels of which a token of model.backbone "
+            f"{config.model.backbone!r} stands when they are predicted; change image_size."
+        )
     return nn.Dense(
         ph * pw * config.channels,
         dtype=encoder.compute.jax_dtype,

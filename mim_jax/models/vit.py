@@ -86,6 +86,16 @@ class ViT(nn.Module):
         """Number of patches of an intact image."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def embed_size(self) -> tuple[int, int]:
+        """Pixels of a token that may be hidden: a patch."""
+        return self.patch_size
+
+    @property
+    def embed_grid(self) -> tuple[int, int]:
+        """Tokens that may be hidden, `(rows, columns)`: all patches."""
+        return self.grid
+
     @nn.compact
     def __call__(
         self,
@@ -305,6 +315,12 @@ def build(config: ConfigDict, *, mask_token: bool = False, final_norm: bool = Tr
     )
     patch_grid(encoder.image_size, encoder.patch_size)
     return encoder
+
+
+def build_supervised(config: ConfigDict) -> tuple[ViT, bool]:
+    """The encoder without a final norm where features are averaged, and whether a norm follows the average instead."""
+    averaged = config.model.pool == "mean"
+    return build(config, final_norm=not averaged), averaged
 
 
 def check_image_size(given: tuple[int, ...], expected: tuple[int, ...]) -> None:

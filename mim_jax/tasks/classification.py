@@ -23,6 +23,8 @@ class Classification(Objective):
     inside `loss`.
     """
 
+    encoder_needs = "whole_images"
+
     @classmethod
     def default_config(cls) -> ConfigDict:
         """ViT-B/16 on ImageNet-1k."""
@@ -54,12 +56,18 @@ class Classification(Objective):
         return {**super().batch_spec(batch_size), "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
     def init(self, rng: jax.Array, batch: Batch) -> Variables:
-        """`{"params": {"encoder", "norm" (mean pooling only), "head"}}`, and a copy as "teacher" with `ema_decay`."""
-        params = self.classifier.init(rng, batch["image"])
+        """`{"params": {"encoder", "norm" (mean pooling only), "head"}}`, and a copy as "teacher" with `ema_decay`.
+
+        An encoder with BatchNorm has its statistics in "state", and with `ema_decay` their average too.
+        """
+        variables = self.classifier.init(rng, batch["image"])
         if self.config.ema_decay is None:
-            return {"params": params}
-        # A copy, not the same buffers: the training step donates its input, and a buffer can be donated only once.
-        return {"params": params, "teacher": jax.tree.map(jnp.copy, params)}
+            return variables
+        # Copies, not the same buffers: the training step donates its input, and a buffer can be donated only once.
+        averaged = {"teacher": jax.tree.map(jnp.copy, variables["params"])}
+        if "state" in variables:
+            averaged["state"] = {**variables["state"], "averaged": jax.tree.map(jnp.copy, variables["state"])}
+        return {**variables, **averaged}
 
     def loss(self, variables: Variables, batch: Batch, masks: Masks, rng: jax.Array, clock: Clock):
         """Cross entropy with smoothed and mixed targets, mean over the batch.
@@ -76,32 +84,41 @@ class Classification(Objective):
         if mixes:
             mixed = mixing.draw_mixing(mix_rng, images.shape[1:3], config.mixing)
             images, target = mixed.images(images), mixed.targets(target)
-        features, logits = self.classifier(variables["params"], images, drop_rng)
+        features, logits, state = self.classifier(variables, images, drop_rng, train=True)
         loss = optax.losses.softmax_cross_entropy(logits, target).mean()
         aux = {"terms": {"cross_entropy": loss}, "prediction": logits, "target": target, "latent": features["tokens"]}
+        if state:
+            aux["state"] = {**variables["state"], **state}
         if not mixes:
             aux["metrics"] = {"accuracy": (logits.argmax(axis=-1) == labels).astype(jnp.float32).mean()}
         return loss, aux
 
     def update(self, variables: Variables, clock: Clock) -> Variables:
-        """With `ema_decay`: `teacher <- decay * teacher + (1 - decay) * params`."""
+        """With `ema_decay`: `teacher <- decay * teacher + (1 - decay) * params`, and so the statistics of BatchNorm."""
         del clock
         decay = self.config.ema_decay
         if decay is None:
             return variables
-        teacher = jax.tree.map(
-            lambda old, new: decay * old + (1.0 - decay) * new, variables["teacher"], variables["params"]
-        )
-        return {**variables, "teacher": teacher}
+        blend = lambda old, new: decay * old + (1.0 - decay) * new  # noqa: E731
+        updated = {**variables, "teacher": jax.tree.map(blend, variables["teacher"], variables["params"])}
+        if "state" in variables:
+            state = dict(variables["state"])
+            averaged = state.pop("averaged")
+            updated["state"] = {**state, "averaged": jax.tree.map(blend, averaged, state)}
+        return updated
 
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Features of intact images from the averaged parameters where they exist; `pooled` is what the head reads."""
-        return self.classifier(self.evaluated(variables), images)[0]
+        return self.classifier(self._averaged(variables), images)[0]
 
     def predict(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Logits `[B, classes]` float32, from the averaged parameters where they exist."""
-        return self.classifier(self.evaluated(variables), images)[1]
+        return self.classifier(self._averaged(variables), images)[1]
 
     def evaluated(self, variables: Variables) -> dict:
         """The average of the parameters, where the config asks for one."""
         return variables["params" if self.config.ema_decay is None else "teacher"]
+
+    def _averaged(self, variables: Variables) -> Variables:
+        state = variables.get("state", {})
+        return {"params": self.evaluated(variables), "state": state.get("averaged", state)}

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Masks, Objective, Variables
 from mim_jax.layers.batch_norm import initial_statistics, normalize, normalize_batch
-from mim_jax.models import vit
+from mim_jax.models import backbone, statistics, vit
 from mim_jax.targets.labels import check_num_classes, read_labels
 
 
@@ -24,6 +24,8 @@ class LinearProbe(Objective):
     BatchNorm statistics are those of the global batch whatever the number of devices; the reference takes them per GPU.
     """
 
+    encoder_needs = "whole_images"
+
     @classmethod
     def default_config(cls) -> ConfigDict:
         """The class token of a ViT-B/16 on ImageNet-1k."""
@@ -32,7 +34,7 @@ class LinearProbe(Objective):
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         check_num_classes(config.num_classes)
-        self.encoder = vit.build(config, final_norm=config.model.pool == "class")
+        self.encoder, self.norm_after_pooling = backbone.build_supervised(config)
         # The official truncated normal of deviation 0.01 cuts at +-2, so it is a plain normal.
         self.head = nn.Dense(config.num_classes, kernel_init=nn.initializers.normal(0.01))
 
@@ -41,14 +43,18 @@ class LinearProbe(Objective):
         return {**super().batch_spec(batch_size), "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
     def init(self, rng: jax.Array, batch: Batch) -> Variables:
-        """`{"params": {"head"}, "teacher": {"encoder"}, "state": {"batch_norm"}}`, the encoder random."""
+        """`{"params": {"head"}, "teacher": {"encoder"}, "state": {"batch_norm"}}`, the encoder random.
+
+        An encoder with BatchNorm has its own statistics in `state["encoder"]`, which never change either.
+        """
         encoder_rng, head_rng = jax.random.split(rng)
         images = jnp.zeros(batch["image"].shape, jnp.float32)[:1]
         width = self.encoder.width
+        encoder = statistics.collect({"encoder": self.encoder.init(encoder_rng, images)})
         return {
             "params": {"head": self.head.init(head_rng, jnp.zeros((1, width), jnp.float32))["params"]},
-            "teacher": {"encoder": self.encoder.init(encoder_rng, images)["params"]},
-            "state": {"batch_norm": initial_statistics(width)},
+            "teacher": encoder["params"],
+            "state": {"batch_norm": initial_statistics(width), **encoder.get("state", {})},
         }
 
     def loss(self, variables: Variables, batch: Batch, masks: Masks, rng: jax.Array, clock: Clock):
@@ -56,13 +62,13 @@ class LinearProbe(Objective):
         del masks, rng, clock
         labels = read_labels(batch, self.config.num_classes)
         features = jax.lax.stop_gradient(self.encode(variables, batch["image"]))
-        normalized, statistics = normalize_batch(features["pooled"], variables["state"]["batch_norm"])
+        normalized, moved = normalize_batch(features["pooled"], variables["state"]["batch_norm"])
         logits = self._classify(variables, normalized)
         loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, {
             "terms": {"cross_entropy": loss},
             "metrics": {"accuracy": (logits.argmax(axis=-1) == labels).astype(jnp.float32).mean()},
-            "state": {"batch_norm": statistics},
+            "state": {**variables["state"], "batch_norm": moved},
             "prediction": logits,
             "target": labels,
             "latent": features["tokens"],
@@ -70,8 +76,9 @@ class LinearProbe(Objective):
 
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Features of intact images from the frozen encoder; `pooled` is what the BatchNorm reads."""
-        features = self.encoder.split(self.encoder.apply({"params": variables["teacher"]["encoder"]}, images))
-        if self.config.model.pool == "mean":
+        tokens, _ = statistics.apply(self.encoder, variables, "encoder", images, collection="teacher")
+        features = self.encoder.split(tokens)
+        if self.norm_after_pooling:
             features["pooled"] = jax.nn.standardize(features["pooled"], axis=-1, epsilon=1e-6)
         return features
 

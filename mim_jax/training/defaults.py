@@ -46,7 +46,7 @@ def optimizer_config() -> ConfigDict:
     """The `optimizer` section; defaults are MAE's pre-training recipe."""
     return ConfigDict(
         dict(
-            name="adamw",  # adamw, lars, lion, muon or sgd
+            name="adamw",  # adamw, lamb, lars, lion, muon or sgd
             lr=1.5e-4,  # peak learning rate, for batches of lr_reference_batch
             lr_reference_batch=optional(int, 256),  # lr is multiplied by batch_size / this; None: lr is absolute
             lr_scaling="linear",  # or "sqrt": lr is multiplied by the root of that ratio
@@ -55,6 +55,8 @@ def optimizer_config() -> ConfigDict:
             eps=1e-8,
             momentum=0.9,  # lars, sgd
             trust_coefficient=0.001,  # lars
+            always_adapt=False,  # lamb: True scales by the trust ratio what no_decay exempts as well
+            bias_correction=True,  # lamb: of its moments
             weight_decay=0.05,
             weight_decay_end=optional(float),  # None: constant; else cosine from weight_decay to this over the run
             no_decay=("bias$", "scale$"),  # regular expressions over parameter paths like encoder/norm/scale
@@ -77,6 +79,7 @@ def schedule_config() -> ConfigDict:
             end_lr=0.0,  # of cosine and linear
             length=optional(str),  # of both, e.g. "800 epochs", on whose way a shorter run stops; None: the duration
             cosine_includes_warmup=False,  # True: the cosine's clock starts with the run (timm's t_initial counting)
+            reaches_end=False,  # True: the run's last step has end_lr and weight_decay_end; else the one after it would
             milestones=(),  # of step: durations at which the rate is multiplied by gamma
             gamma=0.1,
             offset=0,  # update i (from 0) uses the rate of step max(i + offset, 0); I-JEPA advances its clock first

@@ -32,10 +32,12 @@ class Rates:
     weight_decay: Schedule
 
 
-def make_optimizer(config: ConfigDict, params: Any, rates: Rates) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+    config: ConfigDict, params: Any, rates: Rates, encoder: Any = None
+) -> optax.GradientTransformationExtraArgs:
     """Clipping, the named optimiser's direction, decoupled weight decay, and the (layer-wise) learning rate.
 
-    `update` needs `step=` (int32 scalar). `params` may be abstract.
+    `update` needs `step=` (int32 scalar). `params` may be abstract. `encoder`: see `layer_scales`.
 
     Raises:
       ConfigError: unknown optimiser, or a pattern that matches no parameter.
@@ -46,7 +48,7 @@ def make_optimizer(config: ConfigDict, params: Any, rates: Rates) -> optax.Gradi
     decayed = jax.tree.map(lambda x: not x, matches(params, optimizer.no_decay, "optimizer.no_decay"))
     frozen = matches(params, optimizer.frozen, "optimizer.frozen")
     decay = decay_weights(rates.weight_decay, decayed)
-    scales = layer_scales(params, optimizer.layer_decay)
+    scales = layer_scales(params, optimizer.layer_decay, encoder)
     chain = optax.chain(
         *([] if optimizer.clip_norm is None else [optax.clip_by_global_norm(optimizer.clip_norm)]),
         *_DIRECTIONS[optimizer.name](optimizer, decay, decayed),
@@ -82,13 +84,17 @@ def scale_by_rate(learning_rate: Schedule, scales: Any) -> optax.GradientTransfo
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def layer_scales(params: Any, decay: float) -> Any:
+def layer_scales(params: Any, decay: float, encoder: Any = None) -> Any:
     """Learning rate multipliers `decay^(n - id)`, broadcastable to the parameters (Clark et al. 2020, as in MAE).
 
-    `n = depth + 1`; the encoder's embeddings have id 0, its block i (from 0) id i + 1, everything else id n.
+    `n = depth + 1`; the encoder's embeddings have id 0, its block i (from 0) id i + 1, everything else id n. An encoder
+    that counts otherwise has `num_layers` and `layer_ids(name)`: the id of its parameter of that path, or those of each
+    layer of a stacked one; then `n = num_layers + 1`.
     """
     if decay == 1.0:
         return jax.tree.map(lambda _: jnp.ones((), jnp.float32), params)
+    if hasattr(encoder, "layer_ids"):
+        return map_with_name(lambda name, leaf: _scale_of_stages(name, leaf, decay, encoder), params)
     blocks = {}
 
     def collect(name, leaf):
@@ -110,11 +116,17 @@ def layer_scales(params: Any, decay: float) -> Any:
     return map_with_name(scale, params)
 
 
-def scale_by_layer_trust_ratio(coefficient: float, mask: Any) -> optax.GradientTransformation:
-    """LARS's trust ratio `coefficient * |p| / |u|` (1 where a norm is 0), for each layer of a stacked parameter by
-    itself.
+def _scale_of_stages(name: str, leaf: Any, decay: float, encoder: Any) -> jax.Array:
+    top, (part, _, rest) = encoder.num_layers + 1, name.partition("/")
+    ids = jnp.asarray(encoder.layer_ids(rest) if part == "encoder" else top, jnp.float32)
+    scales = jnp.power(decay, top - ids)
+    return scales.reshape(-1, *(1,) * (len(leaf.shape) - 1)) if scales.ndim else scales
 
-    Applied where `mask` is true (You et al. 2017, as in MAE's linear probing).
+
+def scale_by_layer_trust_ratio(coefficient: float, mask: Any) -> optax.GradientTransformation:
+    """The trust ratio `coefficient * |p| / |u|` (1 where a norm is 0), for each layer of a stacked parameter by itself.
+
+    Applied where `mask` is true: LARS (You et al. 2017, as in MAE's linear probing) and LAMB (You et al. 2020).
     """
 
     def ratio(name, u, p, m):
@@ -130,6 +142,20 @@ def scale_by_layer_trust_ratio(coefficient: float, mask: Any) -> optax.GradientT
         return map_with_name(ratio, updates, params, _like(mask, updates)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_uncorrected_adam(b1: float, b2: float, eps: float, mu_dtype: Any) -> optax.GradientTransformation:
+    """Adam's direction without bias correction, `m / (sqrt(v) + eps)`: short at first, where moments are near zero."""
+
+    def update(updates, state, params=None):
+        del params
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+        direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return direction, state._replace(count=state.count + 1, mu=optax.tree.cast(mu, mu_dtype), nu=nu)
+
+    # The corrected one's state, so that a checkpoint of either is one of both.
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype).init, update)
 
 
 def _with_standard_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -153,6 +179,14 @@ def _adamw(optimizer: ConfigDict, decay, decayed):
     del decayed
     dtype = jnp.dtype(optimizer.moment_dtype)
     return optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps, mu_dtype=dtype), decay
+
+
+def _lamb(optimizer: ConfigDict, decay, decayed):
+    dtype = jnp.dtype(optimizer.moment_dtype)
+    adam = optax.scale_by_adam if optimizer.bias_correction else scale_by_uncorrected_adam
+    adapted = jax.tree.map(lambda _: True, decayed) if optimizer.always_adapt else decayed
+    moments = adam(optimizer.b1, optimizer.b2, optimizer.eps, mu_dtype=dtype)
+    return moments, decay, scale_by_layer_trust_ratio(1.0, adapted)
 
 
 def _lion(optimizer: ConfigDict, decay, decayed):
@@ -190,7 +224,7 @@ def _is_hidden_matrix(name: str) -> bool:
 def _muon_axes(name: str, leaf: Any) -> contrib.MuonDimensionNumbers:
     if name.endswith("qkv/kernel"):  # [L, D, 3, H, Dh]: query, key and value are matrices of their own
         return contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(3, 4))
-    if re.search(r"/(query|key|value)/kernel$", name):  # [L, D, H, Dh]
+    if re.search(r"/(query|key|value|subspaces)/kernel$", name):  # [L, D, H, Dh]
         return contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2, 3))
     last = len(leaf.shape) - 1
     return contrib.MuonDimensionNumbers(reduction_axis=tuple(range(1, last)), output_axis=(last,))
@@ -198,6 +232,7 @@ def _muon_axes(name: str, leaf: Any) -> contrib.MuonDimensionNumbers:
 
 _DIRECTIONS: dict[str, Callable[..., tuple[optax.GradientTransformation, ...]]] = {
     "adamw": _adamw,
+    "lamb": _lamb,
     "lars": _lars,
     "lion": _lion,
     "muon": _muon,

@@ -38,7 +38,7 @@ class Program:
             schedules.weight_decay_schedule(config, self.total_steps),
         )
         params = jax.eval_shape(self.objective.init, jax.random.key(0), self.objective.batch_spec())["params"]
-        self.optimizer = make_optimizer(config, params, self.rates)
+        self.optimizer = make_optimizer(config, params, self.rates, getattr(self.objective, "encoder", None))
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:

@@ -52,6 +52,7 @@ def learning_rate_schedule(config: ConfigDict, total_steps: int, length: RunLeng
     scale = lr_scale(config)
     start, peak, end = schedule.start_lr * scale, peak_learning_rate(config), schedule.end_lr * scale
     horizon = total_steps if schedule.length is None else length.steps(schedule.length, "schedule.length")
+    horizon -= int(schedule.reaches_end)
     milestones = tuple(length.steps(m, "schedule.milestones") for m in schedule.milestones)
 
     def after_warmup(step: jax.Array) -> jax.Array:
@@ -76,11 +77,12 @@ def learning_rate_schedule(config: ConfigDict, total_steps: int, length: RunLeng
 def weight_decay_schedule(config: ConfigDict, total_steps: int) -> Schedule:
     """`weight_decay`, or a half cosine from it to `weight_decay_end` over the run (I-JEPA, DINO)."""
     start, end = config.optimizer.weight_decay, config.optimizer.weight_decay_end
+    horizon = max(total_steps - int(config.schedule.reaches_end), 1)
 
     def weight_decay(step: jax.Array) -> jax.Array:
         if end is None:
             return jnp.full((), start, jnp.float32)
-        progress = (jnp.asarray(step, jnp.float32) + config.schedule.offset) / total_steps
+        progress = (jnp.asarray(step, jnp.float32) + config.schedule.offset) / horizon
         progress = jnp.clip(progress, 0.0, 1.0)
         return (end + 0.5 * (start - end) * (1.0 + jnp.cos(jnp.pi * progress))).astype(jnp.float32)
 

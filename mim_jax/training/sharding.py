@@ -28,7 +28,7 @@ RULES = (
     (r"attention/qkv/kernel$", P(None, "fsdp", None, "tensor", None)),
     (r"attention/qkv/bias$", P(None, None, "tensor", None)),
     (r"attention/(query|value)_bias$", P(None, "tensor", None)),
-    (r"attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor", None)),
+    (r"attention/(query|key|value|subspaces)/kernel$", P(None, "fsdp", "tensor", None)),
     (r"attention/(query|key|value)/bias$", P(None, "tensor", None)),
     (r"attention/out/kernel$", P(None, "tensor", None, "fsdp")),
     (r"mlp/fc1/kernel$", P(None, "fsdp", "tensor")),

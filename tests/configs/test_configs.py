@@ -71,7 +71,7 @@ def test_builds_abstractly(path: pathlib.Path):
     assert (value.shape, value.dtype) == ((), jnp.float32)
     assert aux["terms"]
     pooled = jax.eval_shape(objective.encode, variables, batch.get("image", batch.get("video")))["pooled"]
-    assert pooled.shape == (8, objective.config.model.width)
+    assert pooled.shape == (8, objective.encoder.width)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

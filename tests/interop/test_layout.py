@@ -7,10 +7,10 @@ import pytest
 
 import mim_jax
 from mim_jax.errors import WeightsError
-from mim_jax.interop.layout import Fused, find_layout, layout_names
+from mim_jax.interop.layout import Fused, Rule, find_layout, layout_names
 
 # Objectives that between them have every part a layout knows.
-OBJECTIVES = ("mae", "simmim", "ijepa", "dmjd", "convmae", "classification", "linear_probe")
+OBJECTIVES = ("mae", "simmim", "ijepa", "dmjd", "convmae", "crate_mae", "classification", "linear_probe")
 
 
 def test_every_file_is_a_layout():
@@ -138,3 +138,14 @@ def test_fused_tensors_are_cut_and_put_together_again():
 def test_what_is_no_fused_tensor_stays_whole(name, shape):
     fused = Fused("blocks.{i}.in_proj", ("blocks.{i}.query", "blocks.{i}.key", "blocks.{i}.value"))
     assert fused.split(name, np.zeros(shape)) == {}
+
+
+def test_a_parameter_may_hold_every_other_layer_of_a_checkpoint():
+    even, odd = (Rule(("blocks.{i}.scale",), "", first=first, every=2) for first in (0, 1))
+    assert even.tensor_names((3, 4)) == ["blocks.0.scale", "blocks.2.scale", "blocks.4.scale"]
+    assert odd.tensor_names((2, 4)) == ["blocks.1.scale", "blocks.3.scale"]
+    names = [f"blocks.{layer}.scale" for layer in range(4)]
+    assert [rule.matches(name) for rule in (even, odd) for name in names] == [True, False] * 2 + [False, True] * 2
+    assert not odd.matches("blocks.1.bias")
+    parameter = np.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(odd.to_ours(odd.to_theirs(parameter), (2, 3)), parameter)

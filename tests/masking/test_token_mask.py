@@ -15,6 +15,11 @@ def test_num_kept_truncates_as_python_floats_do(tokens, ratio, keep):
     assert num_kept(tokens, ratio) == keep
 
 
+@pytest.mark.parametrize(("tokens", "ratio", "keep"), [(49, 0.6, 20), (10, 0.75, 2), (14, 0.75, 4)])
+def test_num_kept_may_round_half_to_even_as_spark_does(tokens, ratio, keep):
+    assert num_kept(tokens, ratio, rounding=round) == keep
+
+
 @pytest.mark.parametrize(("tokens", "ratio"), [(196, 0.0), (196, 1.0), (196, -0.1), (4, 0.9)])
 def test_ratios_that_hide_nothing_or_everything_are_refused(tokens, ratio):
     with pytest.raises(ConfigError, match="mask_ratio"):

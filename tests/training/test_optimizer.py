@@ -145,6 +145,39 @@ def test_lars_of_a_zero_weight_has_ratio_one(config, params, grads):
     np.testing.assert_allclose(updates["head"]["kernel"], -LR * grads["head"]["kernel"], rtol=1e-6)
 
 
+def lamb_twice(p, g, decays, always_adapt=False, bias_correction=True):
+    """Two steps of timm's LAMB on one tensor, its gradient clipped already."""
+    m = v = np.zeros_like(p)
+    for step in (1, 2):
+        m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+        share1, share2 = (1 - 0.9**step, 1 - 0.95**step) if bias_correction else (1.0, 1.0)
+        update = (m / share1) / (np.sqrt(v / share2) + 1e-6)
+        if decays:
+            update = update + DECAY * p
+        if decays or always_adapt:
+            update = update * np.linalg.norm(p) / np.linalg.norm(update)
+        p = p - LR * update
+    return p
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"always_adapt": True}, {"always_adapt": True, "bias_correction": False}],
+    ids=["plain", "always_adapt", "uncorrected"],
+)
+def test_lamb_is_the_closed_form_layer_by_layer(config, params, grads, variant):
+    config.optimizer.update(name="lamb", eps=1e-6, clip_norm=1.0, **variant)
+    actual, _ = step_twice(config, params, grads)
+    norm = float(optax.tree.norm(grads))
+    assert norm > 1.0
+    leaves = [jax.tree.leaves(tree) for tree in (params, grads, actual)]
+    for name, p, g, moved in zip(leaf_names(params), *leaves, strict=True):
+        for layer in range(len(p)) if "/blocks/" in name else [...]:
+            before, grad = (np.asarray(x[layer], np.float64) for x in (p, g / norm))
+            expected = lamb_twice(before, grad, not name.endswith(("bias", "scale")), **variant)
+            np.testing.assert_allclose(moved[layer], expected, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_muon_orthogonalises_attention_kernels(config, params, grads):
     config.optimizer.update(name="muon", weight_decay=0.0)
     optimizer = make_optimizer(config, params, Rates(RATES.learning_rate, lambda step: jnp.zeros((), jnp.float32)))

@@ -114,6 +114,17 @@ def test_weight_decay_follows_a_cosine_to_its_end(config):
     assert [at(schedule, s) for s in (0, 500, 1000)] == pytest.approx([0.04, 0.22, 0.4])
 
 
+def test_the_last_step_may_have_the_end(config):
+    config.optimizer.update(weight_decay=0.04, weight_decay_end=0.2)
+    config.schedule.end_lr = 0.5
+    for config.schedule.reaches_end in (False, True):
+        rate, decay = learning_rate_schedule(config, TOTAL, LENGTH), weight_decay_schedule(config, TOTAL)
+        assert (at(rate, TOTAL - 1) == 0.5) == config.schedule.reaches_end
+        assert (at(decay, TOTAL - 1) == pytest.approx(0.2, abs=1e-8)) == config.schedule.reaches_end
+        assert at(rate, TOTAL - 2) > at(rate, TOTAL - 1)
+        assert [at(rate, 100), at(decay, 0)] == pytest.approx([2.0, 0.04])
+
+
 def test_mistakes_are_named(config):
     with pytest.raises(ConfigError, match=r"schedule\.warmup.*longer than duration"):
         learning_rate_schedule(config, 50, LENGTH)
