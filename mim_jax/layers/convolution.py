@@ -1,0 +1,135 @@
+"""Convolutions and max pooling with the windows of PyTorch's usual networks, and the layer that has the kernel.
+
+Windows of odd size are centred on a position and reach over the border, into zeros; those of even size do not overlap.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mim_jax.layers.compute import Compute
+from mim_jax.layers.initializers import Initializer
+from mim_jax.layers.masked_conv import grouped_convolution, shifted_sum
+
+if TYPE_CHECKING:
+    from mim_jax.layers.sites import Features, Sites
+
+
+def window_padding(size: int) -> int:
+    """Zeros beyond every border for windows of `size`."""
+    return size // 2 if size % 2 else 0
+
+
+def convolution(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Convolves `x [B, H, W, C]` with `kernel [k, k, C, D]`, or each channel by itself with `kernel [k, k, 1, C]`.
+
+    The latter for odd k and stride 1.
+    """
+    if kernel.shape[2] < x.shape[-1]:
+        # XLA:CPU has no fast grouped convolution: as a sum of shifted maps it takes a third of the time.
+        return (shifted_sum if jax.default_backend() == "cpu" else grouped_convolution)(x, kernel)
+    if kernel.shape[0] == 1:
+        return at_every_site(lambda rows: rows @ kernel[0, 0], x[:, ::stride, ::stride])
+    return _cpu_convolution(x, kernel, stride) if jax.default_backend() == "cpu" else _convolution(x, kernel, stride)
+
+
+def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """The maximum of every window of `x [B, H, W, C]`, which is nowhere negative."""
+    # The gradient of the usual reduction over windows takes XLA:CPU eight times as long.
+    return functools.reduce(jnp.maximum, (tap for row in _taps(x, size, stride) for tap in row))
+
+
+def at_every_site(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`function` of `x [..., C]` as a list of rows, `[rows, C]` to `[rows, D]`: `[..., D]`.
+
+    The gradient of a product with a kernel sums over one axis then; over several, XLA:CPU would swap axes first.
+    """
+    rows = function(x.reshape(-1, x.shape[-1]))
+    return rows.reshape(*x.shape[:-1], rows.shape[-1])
+
+
+def _convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    padding = window_padding(kernel.shape[0])
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((padding, padding),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _cpu_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`_convolution` with gradients that are fast inside a loop.
+
+    XLA:CPU has fast convolutions for maps and kernels in their usual order of axes. The gradients JAX derives have
+    another, and in a loop, such as that over the blocks of a stage, the kernel's takes seventy times as long.
+    """
+    return _convolution(x, kernel, stride)
+
+
+def _cpu_convolution_gradient(
+    stride: int, inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = inputs
+    size, width = kernel.shape[0], gradient.shape[-1]
+    before = size - 1 - window_padding(size)
+    after = [n + size - 2 - before - (m - 1) * stride for n, m in zip(x.shape[1:3], gradient.shape[1:3], strict=True)]
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    x_gradient = jax.lax.conv_general_dilated(
+        gradient,
+        flipped,
+        (1, 1),
+        [(before, last) for last in after],
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    rows = [jnp.concatenate(row, axis=-1) for row in _taps(x, size, stride)]
+    gradient = gradient.reshape(-1, width)
+    kernel_gradient = jnp.stack([row.reshape(-1, row.shape[-1]).T @ gradient for row in rows])
+    return x_gradient, kernel_gradient.reshape(size, size, x.shape[-1], width)
+
+
+_cpu_convolution.defvjp(
+    lambda x, kernel, stride: (_convolution(x, kernel, stride), (x, kernel)), _cpu_convolution_gradient
+)
+
+
+def _taps(x: jax.Array, size: int, stride: int) -> list[list[jax.Array]]:
+    """What the kernel's entry of each row and column meets of `x [B, H, W, C]`: a map of the output's size each."""
+    padding, (batch, _, _, channels) = window_padding(size), x.shape
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = ((n - size) // stride * stride + 1 for n in x.shape[1:3])
+    return [
+        [
+            jax.lax.slice(x, (0, i, j, 0), (batch, i + height, j + width, channels), (1, stride, stride, 1))
+            for j in range(size)
+        ]
+        for i in range(size)
+    ]
+
+
+class Conv(nn.Module):
+    """A convolution as the rule for hidden sites does it; `kernel [k, k, C, D]` (depthwise `[k, k, 1, C]`), `bias`."""
+
+    features: int
+    kernel_init: Initializer
+    size: int = 1
+    stride: int = 1
+    depthwise: bool = False  # of stride 1 only
+    use_bias: bool = False
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, x: Features, sites: Sites) -> Features:
+        """Maps features of C channels to `features` channels."""
+        group = 1 if self.depthwise else sites.features(x).shape[-1]
+        dtype = self.compute.jax_dtype
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, group, self.features), jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(dtype)
+        return sites.convolve(x, kernel.astype(dtype), bias, self.stride)
