@@ -36,6 +36,7 @@ INSTALL_REQUIRES = [
     "orbax-checkpoint>=0.12",
     "pillow>=11",
     "safetensors>=0.5",
+    "scipy>=1.13",  # jax needs it too
     "tensorboard>=2.19",
     f"tensorflow-cpu>=2.20; {ON_X86_LINUX}",
     f"tensorflow>=2.20; {ELSEWHERE}",

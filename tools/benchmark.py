@@ -7,8 +7,9 @@ A step is forward, backward and AdamW on synthetic images already on the device.
 own, asleep while another one is measured. They take turns, window by window, so that whatever else the machine does
 strikes all alike; a window is as many steps as fill `--seconds`, after one that is not counted, since a process that
 has slept first has to get its memory back. The peers are the models of `transformers` with SDPA attention, fused AdamW
-and the same dtype (autocast for bfloat16): eager PyTorch and `torch.compile`. MAE's peer has exactly our parameters;
-SimMIM's is a plain ViT, which lacks the relative position bias and layer scale of ours; I-JEPA has none.
+and the same dtype (autocast for bfloat16): eager PyTorch and `torch.compile`. MAE's peer has exactly our parameters,
+and so has SimMIM's with a Swin Transformer; with a ViT it lacks the relative position bias and layer scale of ours;
+I-JEPA has none.
 
 Needs jax, flax, optax, chex and orbax; torch and transformers for the peers (`pip install -e .[bench]`); no TensorFlow.
 """
@@ -213,6 +214,19 @@ def peer_model(config: ConfigDict) -> Any:
     import transformers
 
     model, size = config.model, dict(image_size=config.image_size, num_channels=config.channels)
+    if model.backbone == "swin":
+        settings = transformers.SwinConfig(
+            embed_dim=model.width,
+            depths=list(model.depths),
+            num_heads=list(model.heads),
+            window_size=model.window,
+            drop_path_rate=model.drop_path,
+            patch_size=model.patch_size,
+            encoder_stride=model.patch_size * 2 ** (len(model.depths) - 1),
+            attn_implementation="sdpa",
+            **size,
+        )
+        return transformers.SwinForMaskedImageModeling(settings)
     encoder = dict(
         hidden_size=model.width,
         num_hidden_layers=model.depth,

@@ -25,6 +25,13 @@ def test_the_peer_has_the_same_parameters_to_train():
     assert ours == theirs
 
 
+def test_the_peer_of_a_swin_transformer_has_the_same_parameters():
+    config = mim_jax.load_config("configs/simmim_swin_fashion_mnist.py")
+    objective = mim_jax.create(config)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), objective.batch_spec())
+    assert num_parameters(benchmark.peer_model(config)) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
 def test_the_peer_of_simmim_takes_steps():
     work = benchmark.peer("torch eager", tiny_config("simmim"))
     assert work.first_step_seconds > 0 and work.details["parameters"] > 1000
