@@ -17,7 +17,7 @@ from mim_jax.layers.initializers import rescale_residual_kernels
 from mim_jax.layers.patches import as_pair, unpatchify
 from mim_jax.masking.degradation import Downsampling, GaussianBlur, GaussianNoise
 from mim_jax.masking.frequency import FrequencyFilter, keep_frequencies
-from mim_jax.models import pixel_head, vit
+from mim_jax.models import backbone, pixel_head, statistics, vit
 from mim_jax.normalization import normalization
 from mim_jax.targets.spectrum import FrequencyLoss
 
@@ -45,6 +45,8 @@ class MFM(Objective):
     Left out: the official code's optional transformer decoder before the head (off in every released config), its
     other blur kernels and noises (unused there).
     """
+
+    encoder_needs = "whole_images"
 
     @classmethod
     def default_config(cls) -> ConfigDict:
@@ -80,7 +82,7 @@ class MFM(Objective):
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
-        self.encoder = vit.build(config)
+        self.encoder = backbone.build(config)
         self.head = pixel_head.build(config, self.encoder)
         self.mean, self.std = (constants[None, None, None] for constants in normalization(config))
         self.corruption = build_corruption(config)
@@ -90,12 +92,13 @@ class MFM(Objective):
         self._check_spectrum()
 
     def init(self, rng: jax.Array, batch: Batch) -> Variables:
-        """`{"params": {"encoder", "head"}}`."""
+        """`{"params": {"encoder", "head"}}`, and `{"state": {"encoder"}}` for an encoder with BatchNorm."""
         encoder_rng, head_rng = jax.random.split(rng)
         images = jnp.zeros(batch["image"].shape, jnp.float32)[:1]
         latent, encoder = self.encoder.init_with_output(encoder_rng, images)
-        head = self.head.init(head_rng, self._tokens(latent))
-        return {"params": {"encoder": rescale_residual_kernels(encoder["params"]), "head": head["params"]}}
+        if self.config.model.backbone == "vit":
+            encoder = {"params": rescale_residual_kernels(encoder["params"])}
+        return statistics.collect({"encoder": encoder, "head": self.head.init(head_rng, self._tokens(latent))})
 
     def masks(self, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock) -> jax.Array | None:
         """What is random about the corruption of each image (see the class)."""
@@ -111,9 +114,10 @@ class MFM(Objective):
         del clock
         target = batch["image"].astype(jnp.float32)
         corrupted = self.corrupt(target, masks)
-        latent, prediction = self._forward(variables, corrupted, rng)
+        latent, prediction, state = self._forward(variables, corrupted, rng, train=True)
         loss = self.frequency_loss(prediction, target, self._compared(masks))
         return loss, {
+            **({"state": {**variables["state"], **state}} if state else {}),
             "terms": {"frequency": loss},
             "prediction": prediction,
             "target": target,
@@ -128,7 +132,7 @@ class MFM(Objective):
 
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Features of intact images; `pooled` is the mean over patches after the final norm."""
-        return self.encoder.split(self.encoder.apply({"params": variables["params"]["encoder"]}, images))
+        return self.encoder.split(statistics.apply(self.encoder, variables, "encoder", images)[0])
 
     def reconstruct(self, variables: Variables, batch: Batch, masks: jax.Array | None) -> dict[str, jax.Array]:
         """As `masked` the corrupted image, as `reconstruction` the prediction.
@@ -137,26 +141,20 @@ class MFM(Objective):
         """
         images = batch["image"].astype(jnp.float32)
         corrupted = self.corrupt(images, masks)
-        _, prediction = self._forward(variables, corrupted, None)
+        _, prediction, _ = self._forward(variables, corrupted, None)
         compared = self._compared(masks)
         if compared is not None:
             prediction = images + keep_frequencies(prediction - images, compared)
         return {"original": images, "masked": corrupted, "reconstruction": prediction}
 
-    def _forward(self, variables: Variables, images: jax.Array, rng: jax.Array | None):
-        params = variables["params"]
-        latent = self.encoder.apply(
-            {"params": params["encoder"]},
-            images,
-            **drop_path_rngs(rng),
-        )
-        patches = self.head.apply({"params": params["head"]}, self._tokens(latent)).astype(jnp.float32)
-        return latent, unpatchify(patches, self.encoder.patch_size, self.encoder.grid)
+    def _forward(self, variables: Variables, images: jax.Array, rng: jax.Array | None, train: bool = False):
+        latent, state = statistics.apply(self.encoder, variables, "encoder", images, train=train, **drop_path_rngs(rng))
+        head = {"params": variables["params"]["head"]}
+        patches = self.head.apply(head, self._tokens(latent)).astype(jnp.float32)
+        return latent, unpatchify(patches, self.encoder.patch_size, self.encoder.grid), state
 
     def _tokens(self, latent: jax.Array) -> jax.Array:
-        """`[B, N, D]`, one token per patch, of an encoder's sequence `[B, (1 +) N, D]` or map `[B, h, w, D]`."""
-        if latent.ndim == 4:
-            return latent.reshape(latent.shape[0], -1, latent.shape[-1])
+        """`[B, N, D]`, one token per patch, of an encoder's output `[B, (1 +) N, D]`."""
         return latent[:, int(self.encoder.class_token) :]
 
     def _compared(self, masks: jax.Array | None) -> jax.Array | None:
