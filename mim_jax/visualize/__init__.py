@@ -1,0 +1,1 @@
+"""Looking at what trained encoders do."""
