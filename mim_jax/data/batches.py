@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 from mim_jax.data.bad_images import BadImages
 from mim_jax.data.config import check_config
-from mim_jax.data.loading import ArrayLoader, Batch, EncodedLoader, Loader, Replace
+from mim_jax.data.loading import ArrayLoader, Batch, EncodedLoader, FeatureLoader, Loader, Replace
 from mim_jax.data.order import TrainOrder, local_slice
 from mim_jax.data.pool import PooledBatches, Request, num_workers
 from mim_jax.data.sources import Examples, eval_split, open_dataset, open_examples
+from mim_jax.data.stored_features import open_features
 from mim_jax.data.transform import eval_transform
 from mim_jax.data.views import BatchView, single_view, train_views
 from mim_jax.errors import ConfigError, DataError
@@ -29,7 +30,8 @@ def train_batches(
 
     Returns:
       `image` float32 `[b, H, W, C]`, normalised, `view2` of the same form where `config.data.views` asks for two views,
-      and `label` int32 `[b]` where the data is labelled, with b = `config.batch_size / process_count`.
+      and `label` int32 `[b]` where the data is labelled, with b = `config.batch_size / process_count`. With
+      `config.data.teacher_cache` also the arrays stored there, as they are stored, and `index` int64 `[b]`.
 
     Raises:
       ConfigError: a setting is impossible or does not fit the data. This and the next are raised by the call itself.
@@ -50,11 +52,17 @@ def train_batches(
     bad = BadImages(config.data.max_bad_fraction, len(examples))
     loader = _loader(examples, views, bad, order.replacement)
     labelled = _labelled(examples)
+    stored = open_features(config, len(examples))
+    if stored is not None:
+        loader = FeatureLoader(loader, stored)
 
     def requests() -> Iterator[Request]:
         for step in itertools.count(start_step):
             positions = order.positions(step, offset, length)
-            yield positions, order.indices(positions), _allocate(length, views, labelled)
+            indices, out = order.indices(positions), _allocate(length, views, labelled)
+            if stored is not None:
+                out |= {"index": indices.copy(), **stored.allocate(length)}
+            yield positions, indices, out
 
     return PooledBatches(requests(), loader, num_workers(config.data.num_workers), config.data.prefetch)
 

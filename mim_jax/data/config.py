@@ -55,6 +55,9 @@ def default_config() -> ConfigDict:
     data.eval_crop = "center"  # or "resize": squash the whole image
     data.mean = optional(tuple)  # per channel, of values in [0, 1]; None: the data set's constants, else ImageNet's
     data.std = optional(tuple)
+    # Folder made by tools/cache_features.py: what frozen teachers say of each training image is read from there instead
+    # of computed, which needs training images that are the same in every epoch. None: computed.
+    data.teacher_cache = optional(str)
     data.num_workers = optional(int)  # decoding threads; None: one per core
     data.prefetch = 2  # batches decoded ahead of the consumer
     data.memory_gib = 1.0  # TFDS splits of equally sized images up to this size are decoded once and kept in memory

@@ -12,6 +12,7 @@ from mim_jax.data.bad_images import BadImages
 from mim_jax.data.decode import UnreadableImageError, decode_resized
 from mim_jax.data.resize import resize_batch, resize_image
 from mim_jax.data.sources import ArrayExamples, EncodedExamples
+from mim_jax.data.stored_features import StoredFeatures
 from mim_jax.data.transform import Transform
 from mim_jax.data.views import EXAMPLE, PARTNER, BatchView
 from mim_jax.errors import DataError
@@ -30,7 +31,10 @@ class Loader(Protocol):
     chunk: int
 
     def fill(self, positions: np.ndarray, indices: np.ndarray, out: Batch) -> None:
-        """Writes the examples `indices [n]`, transformed as positions `[n]` demand, to the arrays of `out`."""
+        """Writes the examples `indices [n]`, transformed as positions `[n]` demand, to the arrays of `out`.
+
+        `out["index"]`, where there is one, holds `indices`; examples shown in the place of others are put right there.
+        """
         ...
 
 
@@ -79,11 +83,13 @@ class EncodedLoader:
         unreadable = []
         for slot, (position, record) in enumerate(zip(positions.tolist(), records, strict=True)):
             rows = {name: None if found is None else found[slot].tolist() for name, found in draws.items()}
-            label = self._load(position, int(indices[slot]), record, rows, {n: p[slot] for n, p in pictures.items()})
-            if label is None:
+            found = self._load(position, int(indices[slot]), record, rows, {n: p[slot] for n, p in pictures.items()})
+            if found is None:
                 unreadable.append(slot)
-            elif "label" in out:
-                out["label"][slot] = label
+                continue
+            for name, value in zip(("index", "label"), found, strict=True):
+                if name in out:
+                    out[name][slot] = value
         for view in self._views:
             if view.name not in pictures and view.transform is not None:
                 pictures[view.name] = cut_batch(pictures[view.of], view.transform, positions)
@@ -105,12 +111,12 @@ class EncodedLoader:
         record: dict[str, tuple[bytes, int | None]],
         draws: dict[str, list[float] | None],
         out: dict[str, np.ndarray],
-    ) -> int | None:
-        """Decodes one example into `out`; its label (-1: unlabelled), or None if unreadable and not replaced."""
+    ) -> tuple[int, int] | None:
+        """Decodes one example, or one in its place, into `out`; its number and label (-1: unlabelled), or None."""
         for attempt in range(MAX_REPLACEMENTS):
             if self._decode(index, record, draws, out):
                 self._bad.good()
-                return self._check_label(record[EXAMPLE][1], index)
+                return index, self._check_label(record[EXAMPLE][1], index)
             if self._replace is None:
                 return None
             index = self._replace(position, attempt)
@@ -143,6 +149,20 @@ class EncodedLoader:
                 "split."
             )
         return label
+
+
+class FeatureLoader:
+    """What another loader loads, and what is stored of the same examples."""
+
+    def __init__(self, loader: Loader, stored: StoredFeatures):
+        self._loader, self._stored = loader, stored
+        self.chunk = loader.chunk
+
+    def fill(self, positions: np.ndarray, indices: np.ndarray, out: Batch) -> None:
+        """See `Loader`; `out` has an `index` and the arrays of `StoredFeatures.allocate`."""
+        pictures = {name: array for name, array in out.items() if name not in self._stored.arrays}
+        self._loader.fill(positions, indices, pictures)
+        self._stored.fill(out["index"], out)
 
 
 def _decode_cut(data: bytes, transform: Transform, draws: list[float] | None) -> np.ndarray:

@@ -62,6 +62,11 @@ class CAE(ContextAutoencoder):
         params["decoder"] = self.decoder.init(decoder_rng, latents, mask.ids_hidden)["params"]
         return {"params": params, "teacher": {"tokenizer": self.tokenizer.init(tokenizer_rng)}}
 
+    def teach(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        """The `token_ids [B, N]` int32 of all patches."""
+        images = batch.get("tokenizer_image", batch["image"])
+        return {"token_ids": self.tokenizer(variables["teacher"]["tokenizer"], images)}
+
     def loss(self, variables: Variables, batch: Batch, masks: TokenMask, rng: jax.Array, clock: Clock):
         """`ce + align_weight * align`: means over all hidden patches, and over all elements of their latents.
 
@@ -103,5 +108,4 @@ class CAE(ContextAutoencoder):
             if shape != expected:
                 raise DataError(f"The batch's token_ids have shape {shape}; give one for each patch, {expected}.")
             return batch["token_ids"].astype(jnp.int32)
-        images = batch.get("tokenizer_image", batch["image"])
-        return self.tokenizer(variables["teacher"]["tokenizer"], images)
+        return self.taught(variables, batch)["token_ids"]

@@ -63,6 +63,10 @@ class CAEv2(ContextAutoencoder):
         params["decoder"] = self.head.init(head_rng, tokens)["params"]
         return {"params": params, "teacher": {"teacher": self.teacher.init(teacher_rng)}}
 
+    def teach(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        """The teacher's `tokens [B, 1 + N, target_width]` float32."""
+        return {"tokens": self.teacher(variables["teacher"]["teacher"], batch["image"])}
+
     def loss(self, variables: Variables, batch: Batch, masks: TokenMask, rng: jax.Array, clock: Clock):
         """Mean of `1 - cos(prediction, target)` over all tokens; `aux["terms"]["cosine"]` is the same number.
 
@@ -76,12 +80,12 @@ class CAEv2(ContextAutoencoder):
         regressed = self._regress(params, visible, masks, regressor_rng)
         tokens = jnp.concatenate([visible, regressed.astype(visible.dtype)], axis=1)
         prediction = unit(self.head.apply({"params": params["decoder"]}, tokens))
-        target = unit(self._target(variables["teacher"]["teacher"], batch["image"], masks))
+        target = unit(self._target(self.taught(variables, batch)["tokens"], masks))
         loss = (1.0 - (prediction * target).sum(axis=-1)).mean()
         return loss, {"terms": {"cosine": loss}, "prediction": prediction, "target": target, "latent": latent}
 
-    def _target(self, teacher: Variables, images: jax.Array, masks: TokenMask) -> jax.Array:
-        tokens, prefix = self.teacher(teacher, images), int(self.encoder.class_token)
+    def _target(self, tokens: jax.Array, masks: TokenMask) -> jax.Array:
+        prefix = int(self.encoder.class_token)
         return jnp.concatenate([tokens[:, :prefix], take_tokens(tokens[:, prefix:], masks.order)], axis=1)
 
 

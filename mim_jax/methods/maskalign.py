@@ -5,9 +5,6 @@ arXiv 2211.08887. Official code: OpenDriveLab/maskalign.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -109,7 +106,16 @@ class MaskAlign(Objective):
         """With attentive masking, `batch["taught"]`: what masks and loss both ask the teacher for."""
         if self.config.masking == "random":
             return batch
-        return {**batch, "taught": self._taught(variables, batch)}
+        return {**batch, "taught": self.taught(variables, batch)}
+
+    def teach(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        """The teacher's `layers [B, levels, 1 + N, C]`, and with attentive masking its `importance [B, N]`."""
+        params = variables["teacher"]["teacher"]
+        features = self.teacher(params, batch["image"])
+        taught = {"layers": jnp.stack([features.layers[level - 1] for level in self.levels], axis=1)}
+        if self.config.masking == "attention":
+            taught["importance"] = self.teacher.class_attention(params, features).mean(axis=1)
+        return taught
 
     def masks(self, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock) -> TokenMask:
         """The patches to hide: all but those drawn by the teacher's attention, or by lot."""
@@ -117,7 +123,7 @@ class MaskAlign(Objective):
         if self.config.masking == "random":
             shape = (batch["image"].shape[0], self.encoder.num_patches)
             return TokenMask.from_noise(jax.random.uniform(rng, shape, jnp.float32), self.num_keep)
-        return attentive_mask(rng, self._taught(variables, batch)["importance"], self.num_keep)
+        return attentive_mask(rng, self.taught(variables, batch)["importance"], self.num_keep)
 
     def loss(self, variables: Variables, batch: Batch, masks: TokenMask, rng: jax.Array, clock: Clock):
         """The weighted sum over levels of distances, each the mean over batch, tokens and channels.
@@ -128,7 +134,7 @@ class MaskAlign(Objective):
         """
         del clock
         params = variables["params"]
-        target = self._target(self._taught(variables, batch)["layers"], masks)
+        target = self._target(self.taught(variables, batch)["layers"], masks)
         latent, layers = self.encoder.clone(final_norm=False).apply(
             {"params": params["encoder"]},
             batch["image"],
@@ -151,17 +157,6 @@ class MaskAlign(Objective):
         """Features of intact images after the final norm, which has never been trained."""
         params = {**variables["params"]["encoder"], "norm": variables["teacher"]["untrained"]["norm"]}
         return self.encoder.split(self.encoder.apply({"params": params}, images))
-
-    def _taught(self, variables: Variables, batch: Batch) -> Mapping[str, Any]:
-        """The teacher's `layers [B, levels, 1 + N, C]`, and with attentive masking its `importance [B, N]`."""
-        if "taught" in batch:
-            return batch["taught"]
-        params = variables["teacher"]["teacher"]
-        features = self.teacher(params, batch["image"])
-        taught = {"layers": jnp.stack([features.layers[level - 1] for level in self.levels], axis=1)}
-        if self.config.masking == "attention":
-            taught["importance"] = self.teacher.class_attention(params, features).mean(axis=1)
-        return taught
 
     def _target(self, layers: jax.Array, masks: TokenMask) -> jax.Array:
         """Of the teacher's `layers` the class token and the visible patches, normalised: `[B, levels, 1 + K, C]`."""

@@ -40,6 +40,8 @@ class MRMAE(MaskedAutoencoder):
     ConvMAE. A plain ViT's blocks are not fused, which the paper also tries.
     """
 
+    encoder_needs = "token_dropping"
+
     @classmethod
     def default_config(cls) -> ConfigDict:
         """ViT-B/16 with CLIP ViT-B/16."""
@@ -98,7 +100,25 @@ class MRMAE(MaskedAutoencoder):
         """With a focus, `batch["taught"]`: what masks and loss both ask the first teacher for."""
         if self.config.focus == "random":
             return batch
-        return {**batch, "taught": self._focused(variables, batch)}
+        return {**batch, "taught": self.taught(variables, batch)}
+
+    def teach(self, variables: Variables, batch: Batch) -> dict[str, Any]:
+        """The `patches [B, N, C]` of every teacher that is mimicked; with a focus, the first one's `importance [B, N]`.
+
+        The latter is the class token's attention.
+        """
+        images, frozen, focused = batch["image"], variables["teacher"], self.config.focus != "random"
+        taught = {"patches": {}}
+        if focused:
+            teacher = self.teachers["teacher"]
+            features = teacher(frozen["teacher"], images)
+            taught["importance"] = teacher.class_attention(frozen["teacher"], features).mean(axis=1)
+        for name in self.heads:
+            teacher = self.teachers[name]
+            known = focused and name == "teacher"
+            tokens = features.layers[-1] if known else teacher.last_layer(frozen[name], images)
+            taught["patches"][name] = tokens[:, int(teacher.encoder.class_token) :]
+        return taught
 
     def masks(self, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock) -> TokenMask:
         """The patches to hide: random ones, or those that the first teacher attends to least."""
@@ -106,7 +126,7 @@ class MRMAE(MaskedAutoencoder):
         if self.config.focus == "random":
             shape = (batch["image"].shape[0], self.encoder.num_patches)
             return TokenMask.from_noise(jax.random.uniform(rng, shape, jnp.float32), self.num_keep)
-        importance = self._focused(variables, batch)["importance"]
+        importance = self.taught(variables, batch)["importance"]
         if self.config.focus == "top_k":
             return TokenMask.from_noise(-importance, self.num_keep)
         return attentive_mask(rng, importance, self.num_keep)
@@ -127,7 +147,8 @@ class MRMAE(MaskedAutoencoder):
             name: head.apply({"params": variables["params"][f"{name}_head"]}, visible)
             for name, head in self.heads.items()
         }
-        features = {name: self._target(variables, batch, masks, name) for name in self.heads}
+        patches = self.taught(variables, batch)["patches"]
+        features = {name: self._target(patches[name], masks) for name in self.heads}
         mimics = {name: jnp.square(mimicked[name] - features[name]).mean() for name in self.heads}
         mimic = sum(mimics.values(), start=jnp.zeros((), jnp.float32))
         return loss + self.config.mimic_weight * mimic, {
@@ -146,27 +167,11 @@ class MRMAE(MaskedAutoencoder):
         prediction = self.decoder.apply({"params": variables["params"]["decoder"]}, latent, masks)
         return self._regress(batch, masks, latent, prediction)
 
-    def _target(self, variables: Variables, batch: Batch, masks: TokenMask, name: str) -> jax.Array:
-        """One teacher's normalised features of the visible patches, `[B, K, C]` float32."""
-        if name == "teacher" and self.config.focus != "random":
-            patches = self._focused(variables, batch)["patches"]
-        else:
-            tokens = self.teachers[name].last_layer(variables["teacher"][name], batch["image"])
-            patches = tokens[:, int(self.teachers[name].encoder.class_token) :]
+    def _target(self, patches: jax.Array, masks: TokenMask) -> jax.Array:
+        """Normalised features of the visible ones of a teacher's `patches [B, N, C]`, `[B, K, C]` float32."""
         if self.config.target_norm == "bn":  # whose statistics are those of all patches
             return take_tokens(normalize_target(patches, "bn"), masks.ids_keep)
         return normalize_target(take_tokens(patches, masks.ids_keep), self.config.target_norm)
-
-    def _focused(self, variables: Variables, batch: Batch) -> Mapping[str, Any]:
-        """The first teacher's `patches [B, N, C]` and their `importance [B, N]`: the class token's attention."""
-        if "taught" in batch:
-            return batch["taught"]
-        teacher, params = self.teachers["teacher"], variables["teacher"]["teacher"]
-        features = teacher(params, batch["image"])
-        return {
-            "patches": features.layers[-1][:, 1:],
-            "importance": teacher.class_attention(params, features).mean(axis=1),
-        }
 
     def _build_encoder(self) -> backbone.Encoder:
         return backbone.build(self.config)

@@ -49,11 +49,16 @@ class SALT(MaskedClips):
         teacher = {name: teacher.init(teacher_rng) for name, teacher in self.teachers.items()}
         return {**super().init(student_rng, batch), "teacher": teacher}
 
+    def teach(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        """The teacher's `latents` of all tubes `[B, N, C]`."""
+        clips = as_clips(batch[self.input_name], 1)
+        return {"latents": self.teachers["teacher"](variables["teacher"]["teacher"], clips)}
+
     def loss(self, variables: Variables, batch: Batch, masks: tuple[ClipMask, ...], rng: jax.Array, clock: Clock):
         """Mean absolute error over target tubes, `aux["terms"]["prediction"]`; see `MaskedClips._regress`."""
         del clock
         clips = as_clips(batch[self.input_name], 1)
-        target = self.teachers["teacher"](variables["teacher"]["teacher"], clips)
+        target = self.taught(variables, batch)["latents"]
         if self.config.normalize_targets:
             # PyTorch's default epsilon, as in V-JEPA; its networks use 1e-6.
             target = jax.nn.standardize(target, axis=-1, epsilon=1e-5)

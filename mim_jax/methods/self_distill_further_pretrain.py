@@ -61,6 +61,10 @@ class SelfDistillFurtherPretrain(MaskedAutoencoder):
         del variables, clock
         return random_mask(rng, batch["image"].shape[0], self.encoder.num_patches, self.config.mask_ratio)
 
+    def teach(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        """The teacher's `class_token [B, D]`."""
+        return {"class_token": self.teacher(variables["teacher"]["teacher"], batch["image"]).tokens[:, 0]}
+
     def loss(self, variables: Variables, batch: Batch, masks: TokenMask, rng: jax.Array, clock: Clock):
         """`L_MAE + L_SD`, in `aux["terms"]` as "mae" and "sd", each without its weight.
 
@@ -71,8 +75,8 @@ class SelfDistillFurtherPretrain(MaskedAutoencoder):
         student = self.encoder.apply(
             {"params": variables["params"]["encoder"]}, batch["image"], **drop_path_rngs(intact_rng)
         )
-        teacher = self.teacher(variables["teacher"]["teacher"], batch["image"]).tokens
-        student, teacher = (tokens[:, 0].astype(jnp.float32) for tokens in (student, teacher))
+        student = student[:, 0].astype(jnp.float32)
+        teacher = self.taught(variables, batch)["class_token"].astype(jnp.float32)
         distance = jnp.square(student - teacher).sum(axis=-1).mean()
         loss = self.config.reconstruction_weight * mae + self.config.distillation_weight * distance
         return loss, {

@@ -107,6 +107,13 @@ class UNIC(Objective):
             },
         }
 
+    def teach(self, variables: Variables, batch: Batch) -> dict[str, dict[str, jax.Array]]:
+        """Every teacher's `{"class": [B, C], "patch": [B, N, C]}`, float32, before they are standardised."""
+        return {
+            name: class_and_patches(teacher, variables["teacher"][name], batch["image"])
+            for name, teacher in self.teachers.items()
+        }
+
     def masks(self, variables: Variables, batch: Batch, rng: jax.Array, clock: Clock) -> jax.Array:
         """No patch is hidden; these are the draws of teacher dropping, uniform in [0, 1), `[B, T]` float32.
 
@@ -129,7 +136,7 @@ class UNIC(Objective):
             {"params": params["encoder"]}, images, return_layers=True, **drop_path_rngs(rng)
         )
         prediction = self.ladder.apply({"params": params["ladder"]}, layers)
-        target, statistics = self._targets(variables, images, clock)
+        target, statistics = self._targets(variables, batch, clock)
         distances = [feature_distances(prediction[name], target[name]) for name in self.teachers]
         lcos, lsl1 = (jnp.stack(columns, axis=1) for columns in zip(*distances, strict=True))
         losses = self.config.cosine_weight * lcos + self.config.smooth_l1_weight * lsl1
@@ -152,12 +159,12 @@ class UNIC(Objective):
         norm = nn.LayerNorm(epsilon=self.encoder.norm_epsilon, use_bias=False, use_scale=False, use_fast_variance=False)
         return self.encoder.split(norm.apply({}, tokens.astype(jnp.float32)))
 
-    def _targets(self, variables: Variables, images: jax.Array, clock: Clock) -> tuple[dict, dict]:
+    def _targets(self, variables: Variables, batch: Batch, clock: Clock) -> tuple[dict, dict]:
         """The teachers' standardised features and the statistics after this batch."""
         momentum = cosine_momentum(clock.progress, self.config.statistics_momentum, self.config.statistics_end_momentum)
-        targets, moved = {}, {}
-        for name, teacher in self.teachers.items():
-            features = class_and_patches(teacher, variables["teacher"][name], images)
+        taught, targets, moved = self.taught(variables, batch), {}, {}
+        for name in self.teachers:
+            features = taught[name]
             old = variables["state"]["statistics"][name]
             results = {kind: standardize(features[kind], old[kind], momentum) for kind in KINDS}
             targets[name] = {kind: target for kind, (target, _) in results.items()}

@@ -91,6 +91,15 @@ class Distillation(Objective):
             params["distillation_head"] = self.distillation_head.init(distillation_rng, token)["params"]
         return {"params": params, "teacher": {"teacher": self.teacher.init(teacher_rng)}}
 
+    def teach(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        """The teacher's `logits [B, classes]`; raises ConfigError where it is asked about mixed images."""
+        if mixing.is_on(self.config.mixing):
+            raise ConfigError(
+                "mixing is on, so that the teacher is asked about mixed images, which cannot be stored; set "
+                "mixing.probability to 0.0, or remove data.teacher_cache."
+            )
+        return {"logits": self.teacher(variables["teacher"]["teacher"], batch["image"])}
+
     def loss(self, variables: Variables, batch: Batch, masks: Masks, rng: jax.Array, clock: Clock):
         """The mean of `aux["terms"]["cross_entropy"]` and `["distillation"]`; with `nkd`, `["nkd"]`.
 
@@ -106,7 +115,10 @@ class Distillation(Objective):
         if mixes:
             mixed = mixing.draw_mixing(mix_rng, images.shape[1:3], config.mixing)
             images, target = mixed.images(images), mixed.targets(target)
-        teacher = self.teacher(variables["teacher"]["teacher"], images)
+        if mixing.is_on(config.mixing):
+            teacher = self.teacher(variables["teacher"]["teacher"], images)
+        else:
+            teacher = self.taught(variables, batch)["logits"]
         features, logits, distilled = self._forward(variables["params"], images, drop_rng)
         if config.nkd:
             loss = normalized_distillation(logits, teacher, target.argmax(axis=-1))

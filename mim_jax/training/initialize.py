@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from mim_jax.contract import Objective, Variables
 from mim_jax.errors import ConfigError
 from mim_jax.layers.position import resize_position_table
+from mim_jax.layers.relative_resize import resize_relative_table
 from mim_jax.training.checkpoint import Checkpointer, load_source
 from mim_jax.training.paths import leaf_names, map_with_name
 from mim_jax.training.program import Program
@@ -68,7 +70,13 @@ def initialize(
     if config.init_from is None and not objective.teachers:
         logger.info("Starting from scratch.")
         return program.fresh_state()
-    shardings = program.shardings
+    variables = first_variables(program, import_weights)
+    return jax.jit(lambda v: state_from_variables(v, program.optimizer), out_shardings=program.shardings)(variables)
+
+
+def first_variables(program: Program, import_weights: ImportWeights | None = None) -> Variables:
+    """The variables a run starts with, frozen teachers included, on the mesh's shardings; see `initial_variables`."""
+    config, objective, shardings = program.config, program.objective, program.shardings
     rng, spec = jax.random.key(config.seed), objective.batch_spec()
     fresh = jax.jit(lambda: objective.init(rng, spec), out_shardings=shardings.variables)()
     variables, loaded = fresh, set()
@@ -77,8 +85,7 @@ def initialize(
     else:
         variables, loaded = initial_variables(config, objective, fresh, import_weights)
     variables = load_teachers(objective, variables, import_weights=import_weights, loaded=loaded)
-    variables = jax.device_put(variables, shardings.variables)
-    return jax.jit(lambda v: state_from_variables(v, program.optimizer), out_shardings=shardings)(variables)
+    return jax.device_put(variables, shardings.variables)
 
 
 def initial_variables(
@@ -132,8 +139,8 @@ def graft(
 ) -> tuple[Variables, list[str]]:
     """Copies every leaf of `source` that has a namesake of the same shape in `fresh`.
 
-    Position tables of another grid are resized. A task's encoder, trained or frozen, takes the one the source's
-    `encode` uses, which may be an EMA teacher.
+    Position tables of another grid, or of other windows, are resized. A task's encoder, trained or frozen, takes the
+    one the source's `encode` uses, which may be an EMA teacher.
 
     Returns:
       The new variables, and a line each on what was loaded, what was resized and what was left as initialised.
@@ -144,17 +151,25 @@ def graft(
     loaded, resized, left = [], [], []
 
     def pick(name: str, leaf: jax.Array) -> Any:
-        rest = name.partition("/")[2]
+        collection, _, rest = name.partition("/")
         if parts is not None and rest.split("/")[0] not in parts:
             left.append(name)
             return leaf
-        found = available.get(f"{origin}/{rest}" if is_task and rest.startswith("encoder/") else name)
+        wanted = name
+        if is_task and collection == "state":  # an average starts as what it is an average of
+            wanted = f"state/{rest.removeprefix('averaged/')}"
+        elif is_task and rest.startswith("encoder/"):
+            wanted = f"{origin}/{rest}"
+        found = available.get(wanted)
         if found is not None and found.shape == leaf.shape:
             loaded.append(name)
             return host_array(found)
         if found is not None and name.endswith("position/table"):
             resized.append(name)
             return _resize_table(host_array(found), leaf.shape, source_objective, objective)
+        if found is not None and name.endswith("relative_bias/table") and found.ndim == 3:  # of blocks with windows
+            resized.append(name)
+            return _resize_window_tables(host_array(found), leaf.shape)
         left.append(name)
         return leaf
 
@@ -221,3 +236,11 @@ def _resize_table(table: np.ndarray, shape: tuple[int, ...], source: Objective |
     old, new = source.encoder.grid, target.encoder.grid
     prefix = table.shape[0] - old[0] * old[1]
     return np.concatenate([table[:prefix], resize_position_table(table[prefix:], old, new)])
+
+
+def _resize_window_tables(tables: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Tables `[layers, n * n, heads]` of square windows, one a layer, for windows of another size."""
+    old, new = (math.isqrt(count) for count in (tables.shape[1], shape[1]))
+    if (tables.shape[0], tables.shape[2]) != (shape[0], shape[2]) or old**2 != tables.shape[1] or new**2 != shape[1]:
+        raise ConfigError(f"Tables of relative positions of shape {tables.shape} cannot become ones of shape {shape}.")
+    return np.stack([resize_relative_table(table, (old, old), (new, new)) for table in tables])

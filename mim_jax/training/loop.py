@@ -20,7 +20,7 @@ import optax
 from ml_collections import ConfigDict
 
 from mim_jax import data
-from mim_jax.contract import Objective
+from mim_jax.contract import STORED, Objective
 from mim_jax.errors import ConfigError, DataError, TrainingError
 from mim_jax.files import replace_text
 from mim_jax.layers.compute import compute_dtype
@@ -35,6 +35,7 @@ from mim_jax.training.preemption import EXIT_PREEMPTED, PreemptionNotice
 from mim_jax.training.program import Program
 from mim_jax.training.sharding import make_mesh, put_batch
 from mim_jax.training.state import TrainState
+from mim_jax.training.teacher_cache import check_cache, open_cache
 from mim_jax.training.teachers import check_teachers
 from mim_jax.training.watchdog import Watchdog, in_notebook
 from mim_jax.training.writers import Writers, make_writers
@@ -116,8 +117,12 @@ class Trainer:
         self.program = Program(config, self.mesh, self.info.num_train_examples)
         self.objective = self.program.objective
         check_teachers(self.objective)
+        self._cache = None
         if batches is None:
             data.check_views(config, self.objective.batch_spec())
+            self._cache = open_cache(config, self.objective, self.info)
+        elif config.data.teacher_cache is not None:
+            raise ConfigError("data.teacher_cache is about the images of data.source; set it to None for others.")
         self.plan = Plan.from_config(config, self.program.length)
         self.guard = Guard(config, self.workdir, self.info.num_train_examples)
         minutes = None if in_notebook() else config.watchdog_minutes
@@ -170,6 +175,8 @@ class Trainer:
             import_weights=self._import_weights,
             allow_config_change=self._allow_config_change,
         )
+        if self._cache is not None:
+            check_cache(self._cache, self.program, self.info, state.variables)
         self._write_config()  # only now: a refused resume leaves the run's own config as it is
         start = int(state.step)
         writers = make_writers(
@@ -262,7 +269,8 @@ class Trainer:
         missing = [name for name in names if name not in batch]
         if missing:
             raise ConfigError(f"data.source {self.config.data.source!r} has no {missing[0]!r}, which this run needs.")
-        return put_batch({name: batch[name] for name in names}, self.mesh)
+        stored = [name for name in batch if name.startswith(STORED)]
+        return put_batch({name: batch[name] for name in (*names, *stored)}, self.mesh)
 
     def _evaluate(self, state: TrainState, step: int, writers: Writers) -> None:
         if self.evaluator is None or (step == 0 and not self.config.evaluation.at_start):

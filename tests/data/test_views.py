@@ -215,7 +215,7 @@ def test_evaluation_shows_one_view_unless_asked_for_those_of_training(source):
     ("changes", "message"),
     [
         (dict(views="two"), "data.views is 'two'; choose one of 'one', 'same', 'random'"),
-        (dict(views="weak_strong"), "nothing makes the second view a strong one; set one of data.color_jitter, data.three_augment"),
+        (dict(views="weak_strong"), "nothing makes the second view a strong one; set one of data.color_jitter, "),
         (dict(local_scale=(0.6, 0.3)), r"data.local_scale is \(0.6, 0.3\); it must be two rising shares"),
         (dict(color_jitter=(0.4, 0.4, 0.4)), r"data.color_jitter is .*; give brightness, contrast and saturation"),
         (dict(color_jitter=(0.4, 0.4, 0.4, 0.7)), r"hue in \[0, 0.5\]"),

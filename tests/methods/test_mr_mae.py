@@ -159,11 +159,11 @@ def test_the_teacher_gets_no_gradient(gradients):
 
 
 def with_patches(prepared, patches):
-    return {**prepared, "taught": {**prepared["taught"], "patches": patches}}
+    return {**prepared, "taught": {**prepared["taught"], "patches": {"teacher": patches}}}
 
 
 def test_only_features_of_visible_patches_count(variables, prepared, masks, loss):
-    patches, hidden = np.asarray(prepared["taught"]["patches"]), np.asarray(masks.mask)[:, :, None]
+    patches, hidden = np.asarray(prepared["taught"]["patches"]["teacher"]), np.asarray(masks.mask)[:, :, None]
     value, _ = loss(variables, prepared, masks)
     assert loss(variables, with_patches(prepared, np.where(hidden, patches + 1, patches)), masks)[0] == value
     assert loss(variables, with_patches(prepared, np.where(hidden, patches, patches + 1)), masks)[0] != value
@@ -171,7 +171,7 @@ def test_only_features_of_visible_patches_count(variables, prepared, masks, loss
 
 def test_a_perfect_mimic_has_no_loss(variables, prepared, masks, loss):
     _, aux = loss(variables, prepared, masks)
-    patches = np.array(prepared["taught"]["patches"])
+    patches = np.array(prepared["taught"]["patches"]["teacher"])
     np.put_along_axis(patches, np.asarray(masks.ids_keep)[:, :, None], np.asarray(aux["mimicked"]["teacher"]), axis=1)
     value, again = loss(variables, with_patches(prepared, patches), masks)
     assert float(again["terms"]["mimic"]) < 1e-10

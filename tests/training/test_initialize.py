@@ -6,6 +6,7 @@ import pytest
 import mim_jax
 from mim_jax.errors import ConfigError
 from mim_jax.layers.position import resize_position_table
+from mim_jax.layers.relative_resize import resize_relative_table
 from mim_jax.training.initialize import check_same_config, graft
 
 
@@ -92,6 +93,20 @@ def test_graft_resizes_position_tables():
     np.testing.assert_array_equal(resized[0], table[0])
     np.testing.assert_allclose(resized[1:], resize_position_table(table[1:], (2, 2), (4, 4)), rtol=1e-6)
     assert "resized: 1 arrays" in lines[1]
+
+
+def test_graft_resizes_tables_of_windows_layer_by_layer():
+    tables = np.random.default_rng(0).normal(size=(2, 25, 3)).astype(np.float32)
+
+    def path(table):
+        return {"params": {"encoder": {"relative_bias": {"table": table}, "norm": leaf(8)}}}
+
+    variables, lines = graft(path(leaf(2, 49, 3)), path(jnp.asarray(tables)), None)
+    resized = variables["params"]["encoder"]["relative_bias"]["table"]
+    np.testing.assert_array_equal(resized[1], resize_relative_table(tables[1], (5, 5), (7, 7)))
+    assert "resized: 1 arrays" in lines[1]
+    with pytest.raises(ConfigError, match=r"shape \(2, 25, 3\) cannot become ones of shape \(2, 49, 4\)"):
+        graft(path(leaf(2, 49, 4)), path(jnp.asarray(tables)), None)
 
 
 def test_nothing_in_common_is_an_error():
