@@ -183,7 +183,7 @@ def _cut_again(x: jax.Array, before: Windows, after: Windows) -> jax.Array:
         return x
     if jax.default_backend() != "cpu":
         return after.cut(before.join(x))
-    # Left to itself XLA:CPU moves tokens about wherever they are read, which takes a third of a step or more.
+    # Left to itself XLA:CPU moves tokens about anew wherever they are read.
     return materialize(after.cut(before.join(materialize(x))))
 
 
