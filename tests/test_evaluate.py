@@ -81,7 +81,7 @@ def test_requests_that_cannot_be_fulfilled(run, tmp_path):
         evaluate(run, ("knn",), step=1)
     with pytest.raises(ConfigError, match="leave out --step or --random_init"):
         evaluate(run, ("knn",), step=2, random_init=True)
-    with pytest.raises(ConfigError, match="known: accuracy, knn"):
+    with pytest.raises(ConfigError, match="known: accuracy, coding_rate, knn"):
         evaluate(run, ("kn",))
 
 
@@ -104,7 +104,10 @@ def test_command_line(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--task=nonsense",), "error: There is no evaluation task 'nonsense'; known: accuracy, knn, linear"),
+        (
+            ("--task=nonsense",),
+            "error: There is no evaluation task 'nonsense'; known: accuracy, coding_rate, knn, linear",
+        ),
         (("--task=knn", "--config.evaluation.knn.kk=3"), "did you mean 'evaluation.knn.k'"),
         (("--task=accuracy",), "error: evaluation task 'accuracy' needs an objective that classifies"),
     ],

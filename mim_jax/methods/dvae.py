@@ -49,8 +49,6 @@ class DVAE(Objective):
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         model, compute = config.model, Compute.from_config(config.compute)
-        if model.backbone != "dvae":
-            raise ConfigError(f"model.backbone is {model.backbone!r}, which dvae does not work with; set it to 'dvae'.")
         dvae.check_network(model, "model")
         if model.code_width < 1:
             raise ConfigError(f"model.code_width is {model.code_width}; it must be at least 1.")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from mim_jax.planning.collectives import Collective, collectives
 from mim_jax.planning.hlo import Instruction, Module
@@ -47,7 +50,7 @@ def compile_step(program: Program) -> Usage:
     """
     state, batch = program.abstract_state, abstract_batch(program)
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, _compiling_anew():
         options = {"xla_dump_to": directory, "xla_dump_hlo_pass_re": "spmd-partitioning"}
         compiled = program.jitted_step().lower(state, batch).compile(compiler_options=options)
         seconds = time.perf_counter() - start
@@ -68,6 +71,19 @@ def compile_step(program: Program) -> Usage:
         collectives=tuple(collectives(module, program.mesh.size)),
         compile_seconds=seconds,
     )
+
+
+@contextlib.contextmanager
+def _compiling_anew() -> Iterator[None]:
+    """JAX keeps no compiled programs meanwhile: of one that is found in a cache XLA writes nothing."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks about the setting once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:

@@ -73,7 +73,7 @@ def test_every_task_has_a_section_of_its_own():
 
 
 def test_an_unknown_task_is_refused_and_the_known_ones_named(mae):
-    with pytest.raises(ConfigError, match="no evaluation task 'kn'; known: accuracy, knn, linear"):
+    with pytest.raises(ConfigError, match="no evaluation task 'kn'; known: accuracy, coding_rate, knn, linear"):
         mae.evaluator(evaluation__tasks=("kn",))
 
 

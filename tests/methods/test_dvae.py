@@ -126,7 +126,7 @@ def test_images_of_other_sizes_are_refused():
     [
         (dict(temperature_end=0.0), "temperature_end is 0.0"),
         (dict(model=dict(code_width=0)), r"model\.code_width is 0"),
-        (dict(model=dict(backbone="vit")), "model.backbone is 'vit'"),
+        (dict(model=dict(backbone="vit")), "dvae has an encoder of its own, not model.backbone 'vit'"),
         (dict(model=dict(width=8)), r"model\.width is 8"),
     ],
 )

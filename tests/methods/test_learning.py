@@ -24,7 +24,7 @@ OVERRIDES = {
     "model.width": 64,
     "model.heads": 2,
     "duration": "300 steps",
-    "batch_size": 128,
+    "batch_size": 64,
     "schedule.warmup": "50 steps",
     "optimizer.lr": 2e-3,
     "checkpoint.every": "300 steps",

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from flax import linen as nn
 
 import mim_jax
 from mim_jax.errors import ConfigError
-from mim_jax.methods import mfm as module
 from mim_jax.training.duration import RunLength
 from mim_jax.training.schedules import learning_rate_schedule, peak_learning_rate
 from tests.interop import test_official_layouts as official
@@ -210,33 +208,6 @@ def test_initial_weights_are_cut_at_one_sigma_and_residual_ones_rescaled():
     largest = np.abs(np.asarray(blocks["mlp"]["fc2"]["kernel"])).reshape(official.DEPTH, -1).max(axis=1)
     np.testing.assert_allclose(largest, 0.02 / np.sqrt([2.0, 4.0]), rtol=0.02)
     assert 0.2 < np.abs(params["head"]["kernel"]).max() <= 0.25  # PyTorch's default for 16 inputs: 1 / sqrt(16)
-
-
-class Maps(nn.Module):
-    """The smallest convolutional backbone: maps `[B, h, w, D]` at half the resolution."""
-
-    patch_size = (2, 2)
-    grid = (SIZE // 2, SIZE // 2)
-    image_size = (SIZE, SIZE)
-    width = 6
-    compute = mim_jax.create(TINY).encoder.compute
-
-    @nn.compact
-    def __call__(self, images, *, deterministic=True):
-        return nn.Conv(self.width, (2, 2), strides=(2, 2))(images)
-
-
-def test_a_backbone_of_feature_maps_can_be_plugged_in(monkeypatch, pixels):
-    monkeypatch.setattr(module.vit, "build", lambda config: Maps())
-    objective, batch = make(), as_batch(pixels)
-    variables = objective.init(KEY, batch)
-    kernel, bias = (variables["params"]["head"][name] for name in ("kernel", "bias"))
-    assert kernel.shape == (6, 2 * 2 * 3)
-    masks = objective.masks(variables, batch, KEY, clock())
-    _, aux = objective.loss(variables, batch, masks, KEY, clock())
-    assert aux["latent"].shape == (4, 8, 8, 6)
-    patch = np.asarray(aux["latent"][2, 3, 5] @ kernel + bias).reshape(2, 2, 3)
-    np.testing.assert_allclose(aux["prediction"][2, 6:8, 10:12], patch, atol=1e-5)
 
 
 @pytest.mark.parametrize(
