@@ -83,6 +83,7 @@ def write_report(
             "",
             *_results_table(suite["baseline"], rows, found, speeds),
             "",
+            *_about_speeds(rows, speeds),
             *_chains(rows),
             *_claims_table(suite["baseline"], rows, found),
             "",
@@ -94,6 +95,12 @@ def write_report(
             "",
         ]
     )
+
+
+def _about_speeds(rows: list[Row], speeds: dict[str, float]) -> list[str]:
+    if all(row.name in speeds for row in rows):
+        return []
+    return ["Images/s are those of the runs themselves; where these shared the machine, they compare nothing.", ""]
 
 
 def _chains(rows: list[Row]) -> list[str]:
