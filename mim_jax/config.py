@@ -105,7 +105,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     model = model if isinstance(model, Mapping) else {}
     complete = default_config(method=method, task=task, backbone=model.get("backbone") or None)
     foreign = set(model) - set(complete.model)
-    if foreign & set(default_config(method=method, task=task).model):
+    if foreign and foreign & set(objective_class(method=method, task=task).default_config().model):
         raise ConfigError(
             f"model.backbone is {model['backbone']!r} in a section made for another (model.{min(foreign)} is no key of "
             f"it); start from default_config({f'method={method!r}' if method else f'task={task!r}'}, "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mim_jax.interop.blocks import linear, norm
-from mim_jax.interop.layout import Context, Rule
+from mim_jax.interop.layout import Context, Ignored, Rule
 
+COUNTERS = Ignored(r"\.num_batches_tracked$", "the momentum of the statistics is constant")
 CONVOLUTION = "o i h w -> h w i o"  # a depthwise kernel's i has length one on both sides
 
 
@@ -29,7 +30,7 @@ def batch_norm(name: str, path: str, **flags) -> list[Rule]:
 def resnet_encoder(prefix: str, part: str, context: Context) -> list[Rule]:
     """A ResNet of bottleneck blocks; `prefix` ends in a dot or is empty.
 
-    PyTorch's counters, `num_batches_tracked`, have no counterpart here: layouts ignore them.
+    PyTorch's counters have no counterpart here: layouts ignore `COUNTERS`.
     """
     rules = [*convolution(f"{prefix}conv1", f"{part}/stem_conv"), *batch_norm(f"{prefix}bn1", f"{part}/stem_norm")]
     for stage in range(1, len(context.config.model.depths) + 1):

@@ -7,13 +7,13 @@ of `BACKBONES`.
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol
+from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from mim_jax.errors import ConfigError
 from mim_jax.models import conv_vit, vit
+from mim_jax.models.encoder import Encoder
 
 #: What each backbone offers beside encoding whole images, in the words of `NEEDS`. A module has its backbone's name.
 BACKBONES: dict[str, frozenset[str]] = {
@@ -36,38 +36,6 @@ NEEDS: dict[str, str] = {
 }
 
 
-class Encoder(Protocol):
-    """What all backbones have in common: frozen Flax modules from images to tokens `[B, (1 +) N, D]` in raster order.
-
-    Those that take mask tokens also have `embed_grid` and `embed_size`: the grid of the tokens that may be hidden, and
-    their pixels, which are finer than the output's in a hierarchical network. Those with BatchNorm take `train=True`
-    (see `mim_jax.models.statistics`).
-    """
-
-    image_size: tuple[int, int]
-    width: int  # of the output's tokens
-    compute: Any
-
-    @property
-    def patch_size(self) -> tuple[int, int]:
-        """Pixels (rows, columns) of an output token."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Output tokens (rows, columns)."""
-
-    @property
-    def num_patches(self) -> int:
-        """Output tokens of an intact image."""
-
-    @property
-    def class_token(self) -> bool:
-        """Whether a class token precedes the others."""
-
-    def split(self, tokens: jax.Array) -> dict[str, jax.Array]:
-        """`{"tokens": [B, N, D], "pooled": [B, D]}` in float32 from the output."""
-
-
 def supporting(need: str) -> list[str]:
     """Names of the backbones that offer `need`."""
     return [name for name, offers in BACKBONES.items() if need in offers]
@@ -77,8 +45,7 @@ def check(objective_name: str, need: str | None, name: str) -> None:
     """Raises ConfigError, saying why, unless backbone `name` exists and offers what the objective needs."""
     if need is None:
         raise ConfigError(f"{objective_name} has an encoder of its own, not model.backbone {name!r}; do not set it.")
-    if name not in BACKBONES:
-        raise ConfigError(f"model.backbone is {name!r}; choose one of {', '.join(BACKBONES)}.")
+    _check_name(name)
     if need not in BACKBONES[name]:
         raise ConfigError(
             f"{objective_name} {NEEDS[need]}, which model.backbone {name!r} cannot do; choose "
@@ -114,10 +81,7 @@ def build(config: ConfigDict, **options: Any) -> Encoder:
     Raises:
       ConfigError: the objective cannot use that backbone, or its sizes do not fit.
     """
-    name = config.model.backbone
-    if name not in BACKBONES:
-        raise ConfigError(f"model.backbone is {name!r}; choose one of {', '.join(BACKBONES)}.")
-    return module_of(name).build(config, **options)
+    return _module(config).build(config, **options)
 
 
 def build_supervised(config: ConfigDict) -> tuple[Encoder, bool]:
@@ -125,11 +89,20 @@ def build_supervised(config: ConfigDict) -> tuple[Encoder, bool]:
 
     Modules whose encoder changes for that, or wants that norm, say so by a `build_supervised` of their own.
     """
-    build(config)  # refuses what does not exist
-    module = module_of(config.model.backbone)
+    module = _module(config)
     return module.build_supervised(config) if hasattr(module, "build_supervised") else (module.build(config), False)
 
 
 def module_of(name: str) -> Any:
     """The module `mim_jax.models.<name>` of a backbone."""
     return importlib.import_module(f"mim_jax.models.{name}")
+
+
+def _module(config: ConfigDict) -> Any:
+    _check_name(config.model.backbone)
+    return module_of(config.model.backbone)
+
+
+def _check_name(name: str) -> None:
+    if name not in BACKBONES:
+        raise ConfigError(f"model.backbone is {name!r}; choose one of {', '.join(BACKBONES)}.")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mim_jax.errors import ConfigError
 from mim_jax.layers.compute import Compute
-from mim_jax.layers.patches import patch_grid
 from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.sites import EXECUTIONS, Features, Sites, sites_of
+from mim_jax.models.encoder import Encoder
 from mim_jax.models.layer_groups import count_layers
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(Encoder, nn.Module):
     """Sizes and outputs of an encoder whose tokens are the positions of its last stage's map.
 
     Every stage but the first halves the map.
@@ -49,24 +48,9 @@ class ConvEncoder(nn.Module):
         return self.stage_widths[-1]
 
     @property
-    def class_token(self) -> bool:
-        """There is none."""
-        return False
-
-    @property
     def patch_size(self) -> tuple[int, int]:
         """Pixels of a token: the total stride."""
         return (self.strides[-1], self.strides[-1])
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Tokens `(rows, columns)`."""
-        return patch_grid(self.image_size, self.patch_size)
-
-    @property
-    def num_patches(self) -> int:
-        """Number of tokens."""
-        return self.grid[0] * self.grid[1]
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
@@ -95,11 +79,6 @@ class ConvEncoder(nn.Module):
         last, starts = max(sum(self.depths) - 1, 1), [sum(self.depths[:stage]) for stage in range(len(self.depths))]
         rates = [self.drop_path * block / last for block in range(sum(self.depths))]
         return [tuple(rates[start : start + depth]) for start, depth in zip(starts, self.depths, strict=True)]
-
-    def split(self, tokens: jax.Array) -> dict[str, jax.Array]:
-        """`{"tokens": [B, N, D], "pooled": [B, D]}` in float32 from the encoder's output; pooled is the mean."""
-        tokens = tokens.astype(jnp.float32)
-        return {"tokens": tokens, "pooled": tokens.mean(axis=1)}
 
 
 def maps_of(stages: list[Features], sites: Sites) -> list[jax.Array]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -14,12 +13,13 @@ from mim_jax.layers.block import BlockStack, gelu, layer_norm
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import Initializer, find_scheme, torch_default_bias, torch_default_kernel
 from mim_jax.layers.masked_conv import EPSILON, MaskedConvStage, pointwise
-from mim_jax.layers.patches import patch_grid, patchify
+from mim_jax.layers.patches import patchify
 from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.position import PositionTable
 from mim_jax.masking.token_mask import take_tokens
 from mim_jax.masking.visible import Visible
 from mim_jax.models import vit
+from mim_jax.models.encoder import Encoder
 
 _SIDES = (4, 2)  # positions of a patch along each axis in the two stages: strides 4 and 8 for patches of 16
 
@@ -107,7 +107,7 @@ def windows_of(patches: jax.Array, size: tuple[int, int], window: tuple[int, int
     return windows.reshape(batch, count, *windows.shape[1:])
 
 
-class ConvViT(nn.Module):
+class ConvViT(Encoder, nn.Module):
     """The hybrid encoder. It has no class token.
 
     Hidden patches are dropped before the first product: the stages compute visible patches alone (see
@@ -138,21 +138,6 @@ class ConvViT(nn.Module):
     def norm_epsilon(self) -> float:
         """Of the norms of its transformer blocks."""
         return 1e-6
-
-    @property
-    def class_token(self) -> bool:
-        """There is none."""
-        return False
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches `(rows, columns)`."""
-        return patch_grid(self.image_size, self.patch_size)
-
-    @property
-    def num_patches(self) -> int:
-        """Number of patches of an intact image."""
-        return self.grid[0] * self.grid[1]
 
     @nn.compact
     def __call__(
@@ -204,11 +189,6 @@ class ConvViT(nn.Module):
         if fused is not None:
             x = x + fused
         return split_over_batch(layer_norm(self.compute, "norm")(x)) if self.final_norm else x
-
-    def split(self, tokens: jax.Array) -> dict[str, jax.Array]:
-        """`{"tokens": [B, N, D], "pooled": [B, D]}` in float32 from the encoder's output; pooled is the mean."""
-        tokens = tokens.astype(jnp.float32)
-        return {"tokens": tokens, "pooled": tokens.mean(axis=1)}
 
 
 def stage_config(mlp_ratio: float = 4.0) -> ConfigDict:

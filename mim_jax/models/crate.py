@@ -21,6 +21,7 @@ from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.position import PositionTable
 from mim_jax.layers.stack import stack_blocks
 from mim_jax.layers.subspace_attention import SubspaceAttention
+from mim_jax.models.encoder import PatchEncoder
 from mim_jax.models.vit import check_heads, check_image_size
 
 EPSILON = 1e-5  # of the norms inside blocks; the final norms have a ViT's
@@ -95,7 +96,7 @@ class CrateStack(nn.Module):
         return blocks(x.astype(self.compute.jax_dtype), rates)
 
 
-class Crate(nn.Module):
+class Crate(PatchEncoder, nn.Module):
     """The white-box encoder. It always processes all tokens, so that masking saves nothing.
 
     Mask tokens take the place of hidden patches before the fixed positions are added. For layer-wise decay the
@@ -115,26 +116,6 @@ class Crate(nn.Module):
     final_norm: bool = True
     pool: str = "mean"  # what `split` calls "pooled": the "class" token or the "mean" over patches
     compute: Compute = Compute()
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches `(rows, columns)`."""
-        return patch_grid(self.image_size, self.patch_size)
-
-    @property
-    def num_patches(self) -> int:
-        """Number of patches of an image."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def embed_size(self) -> tuple[int, int]:
-        """Pixels of what a mask token replaces: a patch."""
-        return self.patch_size
-
-    @property
-    def embed_grid(self) -> tuple[int, int]:
-        """The grid of what mask tokens replace: the patches."""
-        return self.grid
 
     @property
     def norm_epsilon(self) -> float:
@@ -181,12 +162,6 @@ class Crate(nn.Module):
 
     def _token(self, name: str, x: jax.Array) -> jax.Array:
         return self.param(name, find_scheme(_SCHEME).token, (self.width,), jnp.float32).astype(x.dtype)[None, None]
-
-    def split(self, tokens: jax.Array) -> dict[str, jax.Array]:
-        """`{"tokens": patch tokens [B, N, D], "pooled": [B, D]}` in float32 from the encoder's output."""
-        tokens = tokens.astype(jnp.float32)
-        patches = tokens[:, int(self.class_token) :]
-        return {"tokens": patches, "pooled": tokens[:, 0] if self.pool == "class" else patches.mean(axis=1)}
 
 
 def default_config() -> ConfigDict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import jax
@@ -18,6 +17,7 @@ from mim_jax.layers.initializers import find_scheme
 from mim_jax.layers.patches import as_pair, patch_grid, patchify
 from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.window_attention import EPSILON, INIT_SCHEME, WindowStack
+from mim_jax.models.encoder import Encoder
 from mim_jax.models.layer_groups import count_layers
 from mim_jax.models.vit import check_heads, check_image_size
 
@@ -103,7 +103,7 @@ class SwinStage(nn.Module):
         return x, PatchMerging(self.compute, name="merge")(x) if self.merges else x
 
 
-class Swin(nn.Module):
+class Swin(Encoder, nn.Module):
     """A Swin Transformer. It has no class token and no absolute positions.
 
     Its output is coarser than what it embeds: each stage but the last halves the map, so that with four of them tokens
@@ -133,11 +133,6 @@ class Swin(nn.Module):
         return EPSILON
 
     @property
-    def class_token(self) -> bool:
-        """There is none."""
-        return False
-
-    @property
     def depth(self) -> int:
         """Blocks of all stages."""
         return sum(self.depths)
@@ -162,11 +157,6 @@ class Swin(nn.Module):
         """Output tokens `(rows, columns)`, counting those that reach beyond the image's border."""
         rows, columns = self.embed_grid
         return -(-rows // self._stride), -(-columns // self._stride)
-
-    @property
-    def num_patches(self) -> int:
-        """Output tokens of an intact image."""
-        return math.prod(self.grid)
 
     @property
     def num_layers(self) -> int:
@@ -230,11 +220,6 @@ class Swin(nn.Module):
             return x
         token = self.param("mask_token", find_scheme(INIT_SCHEME).token, (self.embed_width,), jnp.float32)
         return x if hidden is None else jnp.where(hidden[:, :, None], token.astype(x.dtype)[None, None], x)
-
-    def split(self, tokens: jax.Array) -> dict[str, jax.Array]:
-        """`{"tokens": [B, N, D], "pooled": [B, D]}` in float32 from the encoder's output; pooled is the mean."""
-        tokens = tokens.astype(jnp.float32)
-        return {"tokens": tokens, "pooled": tokens.mean(axis=1)}
 
 
 def default_config() -> ConfigDict:

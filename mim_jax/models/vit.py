@@ -20,6 +20,7 @@ from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.position import POSITIONS, PositionTable, RelativeBias
 from mim_jax.layers.rotary import Rotation, check_head_dim, grid_rotation
 from mim_jax.masking.token_mask import take_tokens
+from mim_jax.models.encoder import PatchEncoder
 
 _SIZES = {
     "Ti": (192, 12, 3, 4.0),
@@ -48,7 +49,7 @@ def vit_size(name: str) -> dict[str, int | float]:
     return dict(zip(("width", "depth", "heads", "mlp_ratio"), _SIZES[name], strict=True))
 
 
-class ViT(nn.Module):
+class ViT(PatchEncoder, nn.Module):
     """A ViT that can drop hidden tokens or replace them by a learned mask token."""
 
     image_size: tuple[int, int]
@@ -75,26 +76,6 @@ class ViT(nn.Module):
     norm_epsilon: float = 1e-6
     patch_bias: bool = True
     class_position: bool = True  # whether a trained position table has a row for the class token
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches `(rows, columns)`."""
-        return patch_grid(self.image_size, self.patch_size)
-
-    @property
-    def num_patches(self) -> int:
-        """Number of patches of an intact image."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def embed_size(self) -> tuple[int, int]:
-        """Pixels of a token that may be hidden: a patch."""
-        return self.patch_size
-
-    @property
-    def embed_grid(self) -> tuple[int, int]:
-        """Tokens that may be hidden, `(rows, columns)`: all patches."""
-        return self.grid
 
     @nn.compact
     def __call__(
@@ -231,12 +212,6 @@ class ViT(nn.Module):
             return x
         prefix = int(self.class_token)
         return jnp.concatenate([x[..., :prefix, :], x[..., prefix + self.num_registers :, :]], axis=-2)
-
-    def split(self, tokens: jax.Array) -> dict[str, jax.Array]:
-        """`{"tokens": patch tokens [B, N, D], "pooled": [B, D]}` in float32 from the encoder's output."""
-        tokens = tokens.astype(jnp.float32)
-        patches = tokens[:, int(self.class_token) :]
-        return {"tokens": patches, "pooled": tokens[:, 0] if self.pool == "class" else patches.mean(axis=1)}
 
 
 def default_config() -> ConfigDict:

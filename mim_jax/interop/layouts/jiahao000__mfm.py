@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mim_jax.errors import WeightsError
 from mim_jax.interop.blocks import WRAPPERS, pixel_shuffle_head, timm_encoder
-from mim_jax.interop.cnn_blocks import resnet_encoder
-from mim_jax.interop.layout import Context, Ignored, Layout
+from mim_jax.interop.cnn_blocks import COUNTERS, resnet_encoder
+from mim_jax.interop.layout import Context, Layout
 from mim_jax.models.resnet import STEMS
 
 
@@ -35,6 +35,6 @@ def _resnet(context: Context) -> Layout:
     head, ignored = pixel_shuffle_head("decoder.0", context, {"h": stride, "w": stride})
     return Layout(
         rules=(*resnet_encoder("encoder.", context.encoder, context), *head),
-        ignored=(*ignored, Ignored(r"\.num_batches_tracked$", "the momentum of the statistics is constant")),
+        ignored=(*ignored, COUNTERS),
         renames=WRAPPERS,
     )

@@ -6,7 +6,7 @@ import re
 
 from mim_jax.errors import WeightsError
 from mim_jax.interop.blocks import WRAPPERS, classifier, norm
-from mim_jax.interop.cnn_blocks import CONVOLUTION, batch_norm, convnext_encoder, convolution, resnet_encoder
+from mim_jax.interop.cnn_blocks import CONVOLUTION, COUNTERS, batch_norm, convnext_encoder, convolution, resnet_encoder
 from mim_jax.interop.layout import Context, Ignored, Layout, Rule
 
 _ENCODERS = {"resnet": resnet_encoder, "convnext": convnext_encoder}
@@ -37,7 +37,7 @@ def layout(context: Context) -> Layout:
         ignored=(
             *ignored,
             Ignored(r"^(imn_m|imn_s|norm_black)$", "the official code does not use it"),
-            Ignored(r"\.num_batches_tracked$", "the momentum of the statistics is constant"),
+            COUNTERS,
         ),
         containers=("module", "model", "state_dict"),
         renames=(*WRAPPERS, rename),
