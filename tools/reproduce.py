@@ -28,7 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 from absl import flags
 from ml_collections import ConfigDict
-from suite_report import MEASURES, Result, Row, write_report
+from suite_report import MEASURES, Blocks, Result, Row, write_report
 
 import mim_jax
 from mim_jax.cli import apply_overrides, run_main
@@ -53,7 +53,7 @@ def read_suite(name: str) -> tuple[dict[str, Any], list[Row]]:
         known = ", ".join(sorted(path.stem for path in SUITES.glob("*.toml")))
         raise ConfigError(f"There is no suite {name!r}; choose one of {known}.")
     suite = tomllib.loads(file.read_text(encoding="utf-8"))
-    rows = [Row(**row) for row in suite.pop("rows")]
+    rows = [_read_row(row) for row in suite.pop("rows")]
     names = [row.name for row in rows]
     for index, row in enumerate(rows):
         for other in row.runs.values():
@@ -62,6 +62,11 @@ def read_suite(name: str) -> tuple[dict[str, Any], list[Row]]:
         if row.expect not in ("above", "below", "unsaid"):
             raise ConfigError(f"{file.name}: expect of {row.name} is {row.expect!r}; choose above, below or unsaid.")
     return suite, rows
+
+
+def _read_row(table: dict[str, Any]) -> Row:
+    stacks = tuple(Blocks(**stack) for stack in table.pop("stacks", ()))
+    return Row(**table, stacks=stacks)
 
 
 def run_directory(runs: pathlib.Path, row: Row, seed: int, settings: dict[str, int]) -> pathlib.Path:

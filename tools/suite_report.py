@@ -16,6 +16,43 @@ Result = dict[str, Any]  # of one run, as `reproduce.measure` returns it
 
 
 @dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Transformer blocks that a step runs for an image, from whose sizes its cost is predicted."""
+
+    depth: int
+    width: int
+    tokens: int
+    keys: int | None = None  # tokens that self-attention looks at, where not all are
+    memory: tuple[int, int] | None = None  # tokens and width of what cross-attention looks at, where there is any
+    self_attention: bool = True
+    mlp: int | None = None  # hidden units, where not four times the width
+    times: float = 1.0  # sequences an image
+    trained: bool = True  # a forward and two backward passes; otherwise the forward pass alone
+
+    def flops(self) -> float:
+        """Matrix products of all passes for an image, 2 for each multiply-add."""
+        n, d = self.tokens, self.width
+        work = 4 * n * d * (self.mlp or 4 * d)
+        if self.self_attention:
+            work += _attention_flops(n, d, self.keys or n, d)
+        if self.memory is not None:
+            work += _attention_flops(n, d, *self.memory)
+        return (3 if self.trained else 1) * self.times * self.depth * work
+
+    def describe(self) -> str:
+        """In a few words, such as `2 x 12x768 on 50, forward`."""
+        text = f"{self.depth}x{self.width} on {self.tokens}"
+        text = text if self.times == 1.0 else f"{self.times:g} x {text}"
+        text = text if self.memory is None else f"{text} and {self.memory[0]}"
+        return text if self.trained else f"{text}, forward"
+
+
+def _attention_flops(queries: int, width: int, keys: int, key_width: int) -> int:
+    """Projections of queries and output, of keys and values, and the two products of attention itself."""
+    return 4 * queries * width**2 + 4 * keys * key_width * width + 4 * queries * keys * width
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """A method of a suite."""
 
@@ -27,6 +64,13 @@ class Row:
     runs: dict[str, str] = dataclasses.field(default_factory=dict)  # config key: the row whose run it is set to
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)  # config values of this row alone, by dotted name
     once: bool = False  # trained from one seed, since it is only there for others to learn from
+    recipe: str = ""  # the paper's recipe under configs/, of which the cost of a step is measured
+    recipe_changes: dict[str, Any] = dataclasses.field(default_factory=dict)  # config values for that, by dotted name
+    stacks: tuple[Blocks, ...] = ()  # what the recipe's method needs for an image
+
+    def predicted_flops(self) -> float:
+        """Work of a step for an image in transformer blocks."""
+        return sum(stack.flops() for stack in self.stacks)
 
 
 def spread(values: list[float]) -> str:

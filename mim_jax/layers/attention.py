@@ -95,14 +95,17 @@ class SelfAttention(nn.Module):
         """
         width = x.shape[-1]
         head_dim = width // self.heads
-        qkv = nn.DenseGeneral(
+        project = nn.DenseGeneral(
             (3, self.heads, head_dim),
             use_bias=self.qkv_bias == "all",
             dtype=self.dtype,
             kernel_init=self.kernel_init,
             name="qkv",
-        )(x)
+        )
+        qkv = project(x[:, : self.num_keys])
         query, key, value = (qkv[:, :, i] for i in range(3))
+        if self.num_keys is not None:
+            query = jnp.concatenate([query, self._queries(project, x[:, self.num_keys :])], axis=1)
         if self.qkv_bias == "qv":
             zeros = nn.initializers.zeros_init()
             query_bias = self.param("query_bias", zeros, (self.heads, head_dim), jnp.float32)
@@ -110,8 +113,14 @@ class SelfAttention(nn.Module):
             query = query + query_bias.astype(query.dtype)[None, None]
             value = value + value_bias.astype(value.dtype)[None, None]
         if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        key, value = key[:, : self.num_keys], value[:, : self.num_keys]
+            of_keys = Rotation(*(angles[:, : self.num_keys] for angles in rotation))
+            query, key = rotate(query, rotation), rotate(key, of_keys)
         dropout = nn.Dropout(self.dropout, deterministic=False) if self.dropout > 0.0 else None
         out = dot_product_attention(query, key, value, bias, valid, self.implementation, dropout, edit_logits)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="out")(out)
+
+    def _queries(self, project: nn.DenseGeneral, x: jax.Array) -> jax.Array:
+        """Those of tokens nobody attends to, `[B, M, H, Dh]`: their keys and values would be computed for nothing."""
+        params = project.variables["params"]
+        query = jnp.einsum("bnd,dhk->bnhk", x.astype(self.dtype), params["kernel"][:, 0].astype(self.dtype))
+        return query + params["bias"][0].astype(self.dtype)[None, None] if "bias" in params else query

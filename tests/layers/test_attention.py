@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from mim_jax.layers.attention import SelfAttention, dot_product_attention
+from mim_jax.layers.rotary import grid_rotation
+from mim_jax.training.flops import count_flops
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +67,24 @@ def test_edited_logits_are_the_biased_and_masked_ones_whatever_the_implementatio
         np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-6)
 
 
-def test_fewer_keys_are_the_first_ones():
-    x = jax.random.normal(jax.random.key(0), (2, 5, 12))
-    params = SelfAttention(3).init(jax.random.key(1), x)
-    first = jnp.broadcast_to(jnp.arange(5) < 2, (2, 5))
-    expected = SelfAttention(3).apply(params, x, None, first)
-    np.testing.assert_allclose(SelfAttention(3, num_keys=2).apply(params, x), expected, atol=1e-6)
+@pytest.mark.parametrize("qkv_bias", ["all", "qv", "none"])
+def test_fewer_keys_are_the_first_ones(qkv_bias):
+    x = jax.random.normal(jax.random.key(0), (2, 6, 12))
+    params = SelfAttention(3, qkv_bias).init(jax.random.key(1), x)
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape), params)
+    first = jnp.broadcast_to(jnp.arange(6) < 2, (2, 6))
+    rotation = grid_rotation((2, 3), 4)
+    expected = SelfAttention(3, qkv_bias).apply(params, x, None, first, rotation)
+    few = SelfAttention(3, qkv_bias, num_keys=2)
+    np.testing.assert_allclose(few.apply(params, x, rotation=rotation), expected, atol=1e-6)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *(layer.init(jax.random.key(1), x) for layer in (few, SelfAttention(3, qkv_bias))),
+    )
+
+
+def test_tokens_nobody_attends_to_have_no_keys_and_values():
+    x, few = jnp.zeros((2, 6, 12)), SelfAttention(3, num_keys=2)
+    params = few.init(jax.random.key(1), x)
+    queries_and_out, keys_and_values, products = 6 * 2 * 12 * 12, 2 * 2 * 12 * 12, 2 * 6 * 2 * 12
+    assert count_flops(few.apply, params, x) == 2 * 2 * (queries_and_out + keys_and_values + products)
