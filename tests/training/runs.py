@@ -23,7 +23,7 @@ def single_device_mesh() -> Mesh:
 
 
 class TinyRun(Program):
-    """A program whose step can be taken without a loop."""
+    """A program whose step can be taken without a loop. What it compiles is compiled once."""
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         super().__init__(config, mesh, NUM_EXAMPLES)
@@ -32,6 +32,14 @@ class TinyRun(Program):
     def step(self):
         """The jitted training step; it does not donate, so states may be compared."""
         return self.jitted_step(donate=False)
+
+    @functools.cached_property
+    def _fresh_state(self) -> TrainState:
+        return super().fresh_state()
+
+    def fresh_state(self) -> TrainState:
+        """The same state at every call: no step donates it."""
+        return self._fresh_state
 
     def batch(self, seed: int = 0) -> dict[str, jax.Array]:
         """A random batch on the mesh."""
