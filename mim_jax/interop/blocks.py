@@ -10,7 +10,7 @@ from mim_jax.interop import axes
 from mim_jax.interop.layout import Context, Ignored, Rule
 
 # What training checkpoints have in every name: the key of a flattened container, a parallel or a compiled wrapper.
-WRAPPERS = ((r"^(model|state_dict)\.", ""), (r"(^|\.)(?:module|_orig_mod)\.", r"\1"))
+WRAPPERS = ((r"^(model|state_dict)\.", ""), (r"(^|\.)(?:(?:module|_orig_mod)\.)+", r"\1"))
 
 
 def linear(name: str, path: str, **flags) -> list[Rule]:

@@ -246,8 +246,12 @@ class Context:
 
 
 def part_of(path: str) -> str:
-    """The top-level part of a leaf: collection and first name, like "params/encoder"."""
-    return "/".join(path.split("/")[:2])
+    """The top-level part of a leaf: collection and first name, like "params/encoder".
+
+    Of averaged statistics also the second one, "state/averaged/encoder".
+    """
+    names = path.split("/")
+    return "/".join(names[: 3 if names[:2] == ["state", "averaged"] else 2])
 
 
 def flatten(variables: Any) -> dict[str, Any]:

@@ -152,12 +152,14 @@ def graft(
 
     def pick(name: str, leaf: jax.Array) -> Any:
         collection, _, rest = name.partition("/")
+        if is_task and collection == "state":  # an average starts as what it is an average of
+            rest = rest.removeprefix("averaged/")
         if parts is not None and rest.split("/")[0] not in parts:
             left.append(name)
             return leaf
         wanted = name
-        if is_task and collection == "state":  # an average starts as what it is an average of
-            wanted = f"state/{rest.removeprefix('averaged/')}"
+        if is_task and collection == "state":
+            wanted = f"state/{rest}"
         elif is_task and rest.startswith("encoder/"):
             wanted = f"{origin}/{rest}"
         found = available.get(wanted)

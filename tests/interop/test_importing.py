@@ -214,6 +214,13 @@ def test_an_average_of_the_parameters_starts_as_a_copy(tiny, checkpoint):
     jax.tree.map(np.testing.assert_array_equal, variables["teacher"], variables["params"])
 
 
+@pytest.mark.parametrize("wrapped", ["module.module.", "module._orig_mod.", "_orig_mod.", "module."])
+def test_names_may_be_wrapped_more_than_once(mae, state, wrapped):
+    """A compiled or parallel model inside a parallel one, or in a container called like its wrapper."""
+    inside = mim_jax.import_weights(mae, {f"{wrapped}{name}": tensor for name, tensor in state.items()}, MAE)
+    jax.tree.map(np.testing.assert_array_equal, inside, mim_jax.import_weights(mae, state, MAE))
+
+
 def test_leaves_do_not_share_memory(tiny, checkpoint):
     # Otherwise the first donating step would fail, or write into the arrays of the source.
     objective = tiny("ijepa")

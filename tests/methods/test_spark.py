@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 import mim_jax
 from mim_jax.errors import ConfigError
+from mim_jax.interop import WeightsWarning, import_with_report
 from mim_jax.models.convnext import convnext_size
 from mim_jax.models.resnet import resnet_size
 from mim_jax.training.duration import RunLength
@@ -125,13 +126,58 @@ def test_the_encoder_may_have_its_plain_names(case):
 
 @pytest.mark.parametrize("prefix", ["", peer.ENCODER], ids=["plain", "prefixed"])
 def test_a_classifier_takes_the_encoder_under_either_name(prefix):
-    task = mim_jax.create(dict(task="classification", image_size=SIZE, num_classes=5, model=RESNET))
-    shapes = peer.resnet_shapes(4, RESNET["depths"], RESNET["widths"], prefix)
-    state = peer.random_state({**shapes, "fc.weight": (5, 40), "fc.bias": (5,)})
+    task, shapes = fine_tuned("resnet")
+    state = peer.random_state({f"{prefix}{name}" if name[:2] != "fc" else name: x for name, x in shapes.items()})
     variables = mim_jax.import_weights(task, {"module": state}, LAYOUT, strict=True)
     np.testing.assert_array_equal(variables["params"]["head"]["kernel"], state["fc.weight"].T)
     kernel = variables["params"]["encoder"]["stage2"]["blocks"]["conv1"]["kernel"]
     np.testing.assert_array_equal(kernel[1, 0, 0], state[f"{prefix}layer2.2.conv1.weight"][:, :, 0, 0].T)
+
+
+def fine_tuned(backbone, **config):
+    """A small classifier, and names and shapes of its official checkpoint."""
+    model = dict(resnet=RESNET, convnext=CONVNEXT)[backbone]
+    if backbone == "resnet":
+        shapes = peer.resnet_shapes(4, RESNET["depths"], RESNET["widths"], "") | {"fc.weight": (5, 40), "fc.bias": (5,)}
+    else:
+        shapes = peer.convnext_shapes(CONVNEXT["depths"], CONVNEXT["widths"], "")
+        shapes |= {"norm.weight": (32,), "norm.bias": (32,), "head.weight": (5, 32), "head.bias": (5,)}
+    config = dict(task="classification", image_size=SIZE, num_classes=5, model=model, **config)
+    return mim_jax.create(config), shapes
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "convnext"])
+def test_a_fine_tuned_checkpoint_brings_its_classifier_and_its_average(backbone, tmp_path):
+    task, shapes = fine_tuned(backbone, ema_decay=0.9)
+    module, average = peer.random_state(shapes), peer.random_state(shapes, seed=1)
+    checkpoint = {"module": module, "ema": average, "epoch": 299, "is_pretrain": False}
+    variables = mim_jax.import_weights(task, checkpoint, LAYOUT, strict=True)
+    out = load_file(mim_jax.export_weights(task, variables, tmp_path, LAYOUT))
+    expected = {**module, **{f"ema.{name}": tensor for name, tensor in average.items()}}
+    assert out.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(out[name], tensor, err_msg=name)
+    np.testing.assert_array_equal(
+        variables["teacher"]["head"]["bias"], average["fc.bias" if backbone == "resnet" else "head.bias"]
+    )
+    # A classifier without an average, and pre-training, take what is trained.
+    with pytest.warns(WeightsWarning, match="no average of the weights is kept here"):
+        plain = mim_jax.import_weights(fine_tuned(backbone)[0], checkpoint, LAYOUT)
+    jax.tree.map(np.testing.assert_array_equal, plain["params"], variables["params"])
+    with pytest.warns(WeightsWarning):
+        encoder, report = import_with_report(mim_jax.create(CASES[backbone]["config"]), checkpoint, LAYOUT)
+    assert "a classifier has no use in pre-training" in report.unused
+    jax.tree.map(np.testing.assert_array_equal, encoder["params"]["encoder"], variables["params"]["encoder"])
+
+
+def test_without_an_average_in_the_file_it_starts_as_a_copy_with_its_statistics():
+    task, shapes = fine_tuned("resnet", ema_decay=0.9)
+    with pytest.warns(WeightsWarning):
+        variables, report = import_with_report(task, peer.random_state(shapes), LAYOUT, parts=("encoder",))
+    assert report.copied["state/averaged/encoder"] == "state/encoder"
+    state = variables["state"]
+    jax.tree.map(np.testing.assert_array_equal, state["averaged"]["encoder"], state["encoder"])
+    assert abs(state["encoder"]["stem_norm"]["mean"]).max() > 0
 
 
 def test_the_intact_image_is_encoded_by_the_dense_network_with_running_statistics(case):

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +79,18 @@ def test_graft_can_be_limited_to_parts():
     fresh = jax.tree.map(jnp.zeros_like, source)
     variables, _ = graft(fresh, source, ("encoder",))
     np.testing.assert_array_equal(variables["params"]["head"]["d"], np.zeros(2))
+
+
+def test_averaged_statistics_start_as_those_of_the_source_also_when_limited_to_the_encoder():
+    task = types.SimpleNamespace(config=types.SimpleNamespace(task="classification"))
+    source = {"params": {"encoder": {"a": leaf(2, value=1.0)}}, "state": {"encoder": {"mean": leaf(3, value=1.0)}}}
+    fresh = {
+        "params": {"encoder": {"a": leaf(2)}, "head": {"b": leaf(2)}},
+        "state": {"encoder": {"mean": leaf(3)}, "averaged": {"encoder": {"mean": leaf(3)}}},
+    }
+    state = graft(fresh, source, ("encoder",), None, task)[0]["state"]
+    np.testing.assert_array_equal(state["encoder"]["mean"], [1.0] * 3)
+    np.testing.assert_array_equal(state["averaged"]["encoder"]["mean"], [1.0] * 3)
 
 
 def test_graft_resizes_position_tables():

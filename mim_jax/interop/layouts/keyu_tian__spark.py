@@ -1,7 +1,11 @@
-"""Checkpoints of keyu-tian/SparK: pre-training ("spark style"), the encoder alone ("timm style"), fine-tuning."""
+"""Checkpoints of keyu-tian/SparK: pre-training ("spark style"), the encoder alone ("timm style"), fine-tuning.
+
+Those of fine-tuning also have an average of everything, "ema", which goes to objectives that keep one.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 from mim_jax.errors import WeightsError
@@ -10,8 +14,9 @@ from mim_jax.interop.cnn_blocks import CONVOLUTION, COUNTERS, batch_norm, convne
 from mim_jax.interop.layout import Context, Ignored, Layout, Rule
 
 _ENCODERS = {"resnet": resnet_encoder, "convnext": convnext_encoder}
-_PREFIX = "sparse_encoder.sp_cnn."
-_OTHERS = r"sparse_encoder\.|dense_decoder\.|densify_|mask_tokens\.|imn_[ms]$|norm_black$|fc\."
+_HEADS = {"resnet": "fc", "convnext": "head"}  # the classifier of the official fine-tuning
+_PREFIX, _AVERAGE = "sparse_encoder.sp_cnn.", "ema."
+_OTHERS = r"sparse_encoder\.|dense_decoder\.|densify_|mask_tokens\.|imn_[ms]$|norm_black$|fc\.|head\.|ema\."
 _LEVELS, _BLOCKS = 4, 5  # at most: of the stages' maps, and of the decoder
 _TRANSPOSED = "i o h w -> h w i o"
 
@@ -26,22 +31,31 @@ def layout(context: Context) -> Layout:
     # Downstream the encoder goes by its plain names, in pre-training by the prefixed ones; either is read in both.
     prefix = "" if context.is_task else _PREFIX
     rename = (rf"^{re.escape(_PREFIX)}", "") if context.is_task else (rf"^(?!{_OTHERS})", _PREFIX)
-    head, ignored = classifier("fc", context)
+    # SparK's own ConvNeXt calls a classifier "fc", as ResNets do.
+    head_rename = (rf"^((?:{re.escape(_AVERAGE)})?)fc\.", rf"\1{_HEADS[backbone]}.")
+    head, ignored = classifier(_HEADS[backbone], context)
+    rules = [*_ENCODERS[backbone](prefix, context.encoder, context), *head]
+    if context.is_task and {"params/encoder", "teacher/encoder"} <= set(context.parts):
+        rules += [_of_average(rule) for rule in rules]
+    else:
+        ignored += (Ignored(rf"^{re.escape(_AVERAGE)}", "no average of the weights is kept here", quiet=False),)
     return Layout(
-        rules=(
-            *_ENCODERS[backbone](prefix, context.encoder, context),
-            *_densify(context),
-            *_decoder(),
-            *head,
-        ),
+        rules=(*rules, *_densify(context), *_decoder()),
         ignored=(
             *ignored,
             Ignored(r"^(imn_m|imn_s|norm_black)$", "the official code does not use it"),
             COUNTERS,
         ),
-        containers=("module", "model", "state_dict"),
-        renames=(*WRAPPERS, rename),
+        containers=("module", "model", "state_dict", "ema"),
+        renames=(*WRAPPERS, rename, head_rename),
     )
+
+
+def _of_average(rule: Rule) -> Rule:
+    """The rule of the average of what `rule` is of, a parameter or a statistic."""
+    collection, _, rest = rule.path.partition("/")
+    path = f"{'teacher' if collection == 'params' else 'state/averaged'}/{rest}"
+    return dataclasses.replace(rule, names=tuple(f"{_AVERAGE}{name}" for name in rule.names), path=path)
 
 
 def _densify(context: Context) -> list[Rule]:
