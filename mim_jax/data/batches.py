@@ -26,7 +26,8 @@ def train_batches(
     """This process's slices of the global batches of steps `start_step`, `start_step + 1`, ... without end.
 
     A batch is a pure function of `config.seed` and the step: it is the same after a restart and, put together, for any
-    number of processes. Each epoch shows every example once. An unreadable image is replaced by another of its epoch.
+    number of processes. Each epoch shows every example once, or with `config.data.repeats` a part of them that many
+    times each. An unreadable image is replaced by another of its epoch.
 
     Returns:
       `image` float32 `[b, H, W, C]`, normalised, `view2` of the same form where `config.data.views` asks for two views,
@@ -48,7 +49,7 @@ def train_batches(
             f"{examples.name} has {len(examples)} images, fewer than batch_size {config.batch_size}; lower batch_size."
         )
     views = train_views(config, examples)
-    order = TrainOrder(config.seed, len(examples), config.batch_size)
+    order = TrainOrder(config.seed, len(examples), config.batch_size, config.data.repeats)
     bad = BadImages(config.data.max_bad_fraction, len(examples))
     loader = _loader(examples, views, bad, order.replacement)
     labelled = _labelled(examples)

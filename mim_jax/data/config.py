@@ -50,7 +50,9 @@ def default_config() -> ConfigDict:
     data.blur = 0.0
     data.solarize = 0.0
     data.rand_augment = optional(str)  # such as "rand-m9-mstd0.5-inc1" (fine-tuning); None: off
+    data.trivial_augment = False  # one random operation an image (fine-tuning of SparK); in the place of rand_augment
     data.random_erasing = 0.0  # share of training images that get a box of noise (fine-tuning: 0.25)
+    data.repeats = 1  # differently augmented views of an image in a batch, neighbours (repeated augmentation)
     data.eval_resize = optional(int)  # short side before the centre crop; None: image_size * 256 / 224, or as stored
     data.eval_crop = "center"  # or "resize": squash the whole image
     data.mean = optional(tuple)  # per channel, of values in [0, 1]; None: the data set's constants, else ImageNet's
@@ -102,6 +104,10 @@ def check_config(config: ConfigDict) -> None:
         raise ConfigError(f"data.crop_ratio is {(low, high)}; it must be two rising positive aspect ratios.")
     _check_window(config)
     _check_colors(data)
+    if data.rand_augment and data.trivial_augment:
+        raise ConfigError("data.rand_augment and data.trivial_augment are alternatives; set rand_augment to None.")
+    if data.repeats < 1:
+        raise ConfigError(f"data.repeats is {data.repeats}; it must be at least 1.")
     shares = ("color_jitter_probability", "grayscale", "blur", "solarize", "random_erasing", "max_bad_fraction")
     for key in shares:
         if not 0.0 <= data[key] <= 1.0:

@@ -39,8 +39,7 @@ class RandAugment:
         self._magnitude, self._deviation = parts.get("m", _LEVELS), parts.get("mstd", 0.0)
         self._count, self._probability = int(parts.get("n", 2)), parts.get("p", _PROBABILITY)
         self._operations = _operations(increasing=bool(parts.get("inc", 0)))
-        self._fill = fill[0] if len(fill) == 1 else fill
-        self._resample = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
+        self._warp = warper(fill, interpolation)
 
     @property
     def num_draws(self) -> int:
@@ -49,7 +48,7 @@ class RandAugment:
 
     def __call__(self, pixels: np.ndarray, draws: Sequence[float]) -> np.ndarray:
         """Distorts uint8 `pixels [H, W, C]` (C is 1 or 3); a pure function of `draws`, uniform in [0, 1)."""
-        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        image = picture(pixels)
         for number in range(self._count):
             pick, chance, radius, angle, sign = draws[_DRAWS_PER_OP * number : _DRAWS_PER_OP * (number + 1)]
             if chance >= self._probability:
@@ -60,14 +59,29 @@ class RandAugment:
             image = operation(image, level, -1 if sign < 0.5 else 1, self._warp)
         return np.asarray(image).reshape(pixels.shape)
 
-    def _warp(self, image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-        return image.transform(
-            image.size, Image.Transform.AFFINE, matrix, resample=self._resample, fillcolor=self._fill
-        )
-
 
 Warp = Callable[[Image.Image, tuple[float, ...]], Image.Image]
 Operation = Callable[[Image.Image, float, int, Warp], Image.Image]
+
+
+def picture(pixels: np.ndarray) -> Image.Image:
+    """Pillow's form of uint8 `pixels [H, W, C]` (C is 1 or 3)."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def resampling(interpolation: str) -> Image.Resampling:
+    """Pillow's name of "bicubic" or "bilinear"."""
+    return Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
+
+
+def warper(fill: tuple[int, ...], interpolation: str) -> Warp:
+    """Affine maps from an output's coordinates to the image's, with `fill` where these lie outside of it."""
+    resample, color = resampling(interpolation), fill[0] if len(fill) == 1 else fill
+
+    def warp(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=color)
+
+    return warp
 
 
 def _parse(setting: str) -> dict[str, float]:

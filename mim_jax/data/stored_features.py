@@ -224,6 +224,7 @@ def check_unchanging(config: ConfigDict) -> None:
         "crop": (data.crop not in ("resize", "none"), "resize"),
         "flip": (data.flip, False),
         "rand_augment": (data.rand_augment is not None, None),
+        "trivial_augment": (data.trivial_augment, False),
         "random_erasing": (data.random_erasing > 0.0, 0.0),
         **({} if distorting is None else {distorting: (True, OFF[distorting])}),
     }

@@ -16,6 +16,7 @@ from mim_jax.data.rand_augment import RandAugment
 from mim_jax.data.random_erasing import erase_boxes
 from mim_jax.data.sources import Examples
 from mim_jax.data.stateless import Stream, uniforms
+from mim_jax.data.trivial_augment import TrivialAugment
 from mim_jax.errors import ConfigError, DataError
 from mim_jax.normalization import normalization, normalize_pixels
 
@@ -35,7 +36,7 @@ class Transform:
     interpolation: str
     flip: bool
     color: ColorDistortion | None
-    rand_augment: RandAugment | None
+    augment: RandAugment | TrivialAugment | None
     random_erasing: float
     mean: np.ndarray
     std: np.ndarray
@@ -74,9 +75,9 @@ class Transform:
             pixels[flipped] = np.take(pixels[flipped], mirrored, axis=2)  # several times faster than slicing by -1
         if pixels.shape[3] != self.channels:
             pixels = np.repeat(pixels, self.channels, axis=3)
-        if self.rand_augment is not None:
-            draws = uniforms(self.seed, Stream.RAND_AUGMENT, positions, self.rand_augment.num_draws)
-            pixels = np.stack([self.rand_augment(image, row) for image, row in zip(pixels, draws, strict=True)])
+        if self.augment is not None:
+            draws = uniforms(self.seed, Stream.RAND_AUGMENT, positions, self.augment.num_draws)
+            pixels = np.stack([self.augment(image, row) for image, row in zip(pixels, draws, strict=True)])
         if self.color is not None:
             draws = uniforms(self.seed, Stream.COLOR, positions, color.NUM_DRAWS)
             rows = zip(pixels, draws.tolist(), strict=True)
@@ -95,6 +96,9 @@ def train_transform(config: ConfigDict, examples: Examples) -> Transform:
         mean, _ = normalization(config)
         augment = RandAugment(data.rand_augment, tuple(round(255 * float(value)) for value in mean), data.interpolation)
         _check_bytes(config, examples, "rand_augment", "None")
+    elif data.trivial_augment:
+        augment = TrivialAugment(config.channels, data.interpolation)
+        _check_bytes(config, examples, "trivial_augment", "False")
     distorting = color.active_key(data)
     if distorting is not None:
         _check_bytes(config, examples, distorting, str(color.OFF[distorting]))
@@ -103,7 +107,7 @@ def train_transform(config: ConfigDict, examples: Examples) -> Transform:
         data.crop,
         resize_to=data_config.window_resize(config),
         flip=data.flip,
-        rand_augment=augment,
+        augment=augment,
         color=color.color_distortion(data),
         random_erasing=data.random_erasing,
     )
@@ -116,7 +120,7 @@ def eval_transform(config: ConfigDict, examples: Examples) -> Transform:
     native = shape is not None and shape[:2] == data_config.image_hw(config.image_size)
     crop = "none" if native and config.data.eval_resize is None else config.data.eval_crop
     resize_to = data_config.eval_resize(config)
-    return _transform(config, crop, resize_to=resize_to, flip=False, rand_augment=None, color=None, random_erasing=0.0)
+    return _transform(config, crop, resize_to=resize_to, flip=False, augment=None, color=None, random_erasing=0.0)
 
 
 def check_fit(config: ConfigDict, examples: Examples) -> None:

@@ -150,5 +150,5 @@ def _augmented(config: ConfigDict, settings: ConfigDict) -> ConfigDict:
     config = ConfigDict(config.to_dict())
     config.batch_size = settings.batch_size
     config.data.update(crop="random_resized", crop_scale=tuple(settings.crop_scale), rand_augment=None)
-    config.data.update(views="one", random_erasing=0.0, **color.OFF)
+    config.data.update(views="one", trivial_augment=False, repeats=1, random_erasing=0.0, **color.OFF)
     return config

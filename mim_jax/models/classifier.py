@@ -10,13 +10,29 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Variables
+from mim_jax.errors import ConfigError
 from mim_jax.layers.block import drop_path_rngs
+from mim_jax.layers.initializers import Initializer, torch_default_bias, torch_default_kernel
 from mim_jax.models import backbone, statistics
 
+#: What a head's kernel starts from. The official truncated normals cut at +-2, so that they are plain ones.
+HEAD_INITS: dict[str, Initializer] = {
+    "mae": nn.initializers.normal(2e-5),  # close to zero
+    "normal": nn.initializers.normal(0.02),  # ConvNeXt, Swin
+    "torch": torch_default_kernel,  # timm's ResNets; the bias too is PyTorch's
+}
 
-def classification_head(num_classes: int) -> nn.Dense:
-    """MAE's: close to zero at first. The official truncated normal of deviation 2e-5 cuts at +-2: a plain normal."""
-    return nn.Dense(num_classes, kernel_init=nn.initializers.normal(2e-5))
+
+def classification_head(num_classes: int, width: int, init: str = "mae") -> nn.Dense:
+    """A linear classifier of features `[B, width]`, initialised as `init` says.
+
+    Raises:
+      ConfigError: `init` is unknown.
+    """
+    if init not in HEAD_INITS:
+        raise ConfigError(f"head_init is {init!r}; choose one of {', '.join(HEAD_INITS)}.")
+    bias_init = torch_default_bias(width) if init == "torch" else nn.initializers.zeros_init()
+    return nn.Dense(num_classes, kernel_init=HEAD_INITS[init], bias_init=bias_init)
 
 
 class Classifier:
@@ -28,11 +44,11 @@ class Classifier:
     and there is no "norm". Other backbones than ViTs are pooled as their official classifiers are (see their modules).
     """
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, head_init: str = "mae"):
         self.encoder, norm_after_pooling = backbone.build_supervised(config)
         # Pooling, norm and head run in float32: they cost nothing, and logits decide the metric.
         self.norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False) if norm_after_pooling else None
-        self.head = classification_head(config.num_classes)
+        self.head = classification_head(config.num_classes, self.encoder.width, head_init)
 
     def init(self, rng: jax.Array, images: Any) -> Variables:
         """Variables for images shaped like `images` (arrays or `jax.ShapeDtypeStruct`)."""

@@ -15,6 +15,12 @@ from mim_jax.models import vit
 from mim_jax.models.classifier import Classifier
 from mim_jax.targets.labels import check_num_classes, read_labels, smoothed_targets
 
+LOSSES = {
+    "cross_entropy": optax.losses.softmax_cross_entropy,
+    # Every class is a question of its own (Wightman et al. 2021, arXiv 2110.00476); its mean is over the classes too.
+    "binary_cross_entropy": optax.losses.sigmoid_binary_cross_entropy,
+}
+
 
 class Classification(Objective):
     """Soft-target cross entropy of a linear head on pooled features; every parameter is trained.
@@ -34,6 +40,8 @@ class Classification(Objective):
             dict(
                 model=model,
                 num_classes=1000,
+                loss="cross_entropy",  # of a softmax over the classes; "binary_cross_entropy": of a sigmoid for each
+                head_init="mae",  # see `mim_jax.models.classifier.HEAD_INITS`
                 label_smoothing=0.1,
                 mixing=mixing.default_config(),
                 ema_decay=optional(float),  # e.g. 0.9999: evaluate an average of the parameters; None: evaluate them
@@ -43,12 +51,14 @@ class Classification(Objective):
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         check_num_classes(config.num_classes)
+        if config.loss not in LOSSES:
+            raise ConfigError(f"loss is {config.loss!r}; choose one of {', '.join(LOSSES)}.")
         if not 0.0 <= config.label_smoothing < 1.0:
             raise ConfigError(f"label_smoothing is {config.label_smoothing}; it must lie in [0, 1).")
         if config.ema_decay is not None and not 0.0 < config.ema_decay < 1.0:
             raise ConfigError(f"ema_decay is {config.ema_decay}; it must lie in (0, 1), or be None for no average.")
         mixing.check_config(config.mixing)
-        self.classifier = Classifier(config)
+        self.classifier = Classifier(config, config.head_init)
         self.encoder = self.classifier.encoder
 
     def batch_spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
@@ -70,7 +80,7 @@ class Classification(Objective):
         return {**variables, **averaged}
 
     def loss(self, variables: Variables, batch: Batch, masks: Masks, rng: jax.Array, clock: Clock):
-        """Cross entropy with smoothed and mixed targets, mean over the batch.
+        """Cross entropy with smoothed and mixed targets, mean over the batch; `aux["terms"]` has it by its name.
 
         `aux["prediction"]` are the logits and `aux["target"]` the probabilities `[B, classes]`. Where batches are never
         mixed, `aux["metrics"]["accuracy"]` is the share of this batch that is classified correctly.
@@ -85,8 +95,8 @@ class Classification(Objective):
             mixed = mixing.draw_mixing(mix_rng, images.shape[1:3], config.mixing)
             images, target = mixed.images(images), mixed.targets(target)
         features, logits, state = self.classifier(variables, images, drop_rng, train=True)
-        loss = optax.losses.softmax_cross_entropy(logits, target).mean()
-        aux = {"terms": {"cross_entropy": loss}, "prediction": logits, "target": target, "latent": features["tokens"]}
+        loss = LOSSES[config.loss](logits, target).mean()
+        aux = {"terms": {config.loss: loss}, "prediction": logits, "target": target, "latent": features["tokens"]}
         if state:
             aux["state"] = {**variables["state"], **state}
         if not mixes:

@@ -69,7 +69,7 @@ class Distillation(Objective):
                 "model.position='sincos_learned' and model.relative_bias=False."
             )
         self.encoder = vit.build(config).clone(num_registers=1)
-        self.head = classification_head(config.num_classes)
+        self.head = classification_head(config.num_classes, self.encoder.width)
         self.distillation_head = nn.Dense(config.num_classes, kernel_init=nn.initializers.normal(0.02))
         self.teacher = classifier_teacher.build(config.teacher, config)
         self.teachers = {"teacher": self.teacher}

@@ -32,7 +32,7 @@ class Guard:
             raise ConfigError(f"spike_factor is {config.spike_factor}; it must exceed 1, such as 20.0, or be None.")
         self._config = config
         self._folder = workdir / "diagnostics"
-        self._order = TrainOrder(config.seed, num_examples, config.batch_size)
+        self._order = TrainOrder(config.seed, num_examples, config.batch_size, config.data.repeats)
 
     def check(
         self, step: int, metrics: Mapping[str, Any], state: TrainState, make_meta: Callable[[], dict[str, Any]]

@@ -91,6 +91,16 @@ def test_every_epoch_shows_every_image_once(tmp_path):
         assert [level % 2 for level in levels(batch)] == batch["label"].tolist()
 
 
+def test_repeated_images_are_neighbours_augmented_by_themselves(tmp_path):
+    np.savez(tmp_path / "a.npz", image=np.stack([photo()] * 9), label=np.arange(9))
+    run = config(f"npz:{tmp_path}/a.npz", repeats=4, trivial_augment=True)
+    first, second = take(data.train_batches(run), 2)
+    labels = first["label"].tolist()
+    assert labels[0::4] == labels[1::4] == labels[2::4] == labels[3::4] and labels[0] != labels[4]
+    assert len({image.tobytes() for image in first["image"]}) == 8
+    assert_equal(take(data.train_batches(run, start_step=1), 1)[0], second)
+
+
 def test_epochs_that_end_inside_a_batch(tmp_path):
     write_folder(tmp_path, 10)
     run = config(f"folder:{tmp_path}", crop="resize", mean=(0.0,) * 3, std=(1.0,) * 3)

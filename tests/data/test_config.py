@@ -25,6 +25,8 @@ def test_the_defaults_are_possible():
         (dict(max_bad_fraction=-0.1), "data.max_bad_fraction"),
         (dict(num_workers=0), "data.num_workers is 0"),
         (dict(prefetch=0), "data.prefetch is 0"),
+        (dict(repeats=0), "data.repeats is 0; it must be at least 1"),
+        (dict(rand_augment="rand-m9", trivial_augment=True), "data.trivial_augment are alternatives; set rand_augment"),
         (dict(channels=0), "channels is 0"),
         (dict(eval_resize=8), "data.eval_resize is 8, smaller than image_size 16"),
         (dict(image_size=0), "image_size is 0"),

@@ -41,3 +41,22 @@ def test_replacements_are_spread_evenly():
     order = TrainOrder(seed=0, size=10, batch_size=2)
     counts = np.bincount([order.replacement(position, 0) for position in range(1000)], minlength=10)
     assert counts.min() > 60 and counts.max() < 145
+
+
+def test_repeats_are_neighbours_and_epochs_show_different_parts():
+    order = TrainOrder(seed=0, size=10, batch_size=5, repeats=3)
+    plain = TrainOrder(seed=0, size=10, batch_size=5)
+    for epoch in range(3):
+        positions = epoch * 10 + np.arange(10)
+        shown = plain.indices(positions)[:4]  # three times each, but for the last one
+        np.testing.assert_array_equal(order.indices(positions), np.repeat(shown, 3)[:10])
+    # Whatever slice is asked for, by whichever process, and at whatever step a run goes on.
+    stream = np.concatenate([order.indices(order.positions(step, 0, 5)) for step in range(6)])
+    np.testing.assert_array_equal(order.indices(order.positions(4, 2, 3)), stream[22:25])
+
+
+def test_a_replacement_of_a_repeated_example_is_another_one():
+    order = TrainOrder(seed=0, size=10, batch_size=5, repeats=3)
+    for position in (0, 1, 17, 29):
+        own = int(order.indices(np.array([position]))[0])
+        assert {order.replacement(position, attempt) for attempt in range(60)} == set(range(10)) - {own}

@@ -195,6 +195,7 @@ def test_the_number_of_examples_must_be_the_same(whole):
         ("color_jitter", (0.4, 0.4, 0.4, 0.1), "None"),
         ("blur", 0.5, "0.0"),
         ("rand_augment", "rand-m9-mstd0.5-inc1", "None"),
+        ("trivial_augment", True, "False"),
         ("random_erasing", 0.25, "0.0"),
     ],
 )

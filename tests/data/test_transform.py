@@ -21,7 +21,7 @@ def test_training_crops_are_random_and_evaluation_is_not():
     assert len(set(views)) == 3
     assert evaluation.draws(np.arange(3)) is None
     assert evaluation.view(100, 100, None).box == pytest.approx((100 / 9 * 0, 0, 800 / 9, 800 / 9))
-    assert not evaluation.flip and evaluation.rand_augment is None and evaluation.random_erasing == 0.0
+    assert not evaluation.flip and evaluation.augment is None and evaluation.random_erasing == 0.0
 
 
 def test_resize_squashes_everything():
@@ -54,23 +54,25 @@ def test_erasing_follows_normalisation():
         assert np.abs(image[erased]).max() < 6.0
 
 
-def test_augmentation_precedes_normalisation():
-    run = config("synthetic:4", rand_augment="rand-m9-p1", crop="none", flip=False)
+@pytest.mark.parametrize(
+    ("key", "value", "off"), [("rand_augment", "rand-m9-p1", None), ("trivial_augment", True, False)]
+)
+def test_augmentation_precedes_normalisation(key, value, off):
+    run = config("synthetic:4", crop="none", flip=False, **{key: value})
     transform = train_transform(run, examples())
     pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
     out, plain = np.empty(pixels.shape, np.float32), np.empty(pixels.shape, np.float32)
     transform.finish(pixels.copy(), np.arange(6), out)
-    run.data.rand_augment = None
+    run.data[key] = off
     train_transform(run, examples()).finish(pixels.copy(), np.arange(6), plain)
     assert ((out != plain).any(axis=(1, 2, 3))).sum() >= 4
     assert out.min() >= plain.min() - 0.1 and out.max() <= plain.max() + 0.1
 
 
-def test_floats_cannot_be_augmented():
-    run = config("synthetic:4", rand_augment="rand-m9")
-    with pytest.raises(
-        ConfigError, match="data.rand_augment needs 8-bit images of 1 or 3 channels, but test is read as"
-    ):
+@pytest.mark.parametrize(("key", "value"), [("rand_augment", "rand-m9"), ("trivial_augment", True)])
+def test_floats_cannot_be_augmented(key, value):
+    run = config("synthetic:4", **{key: value})
+    with pytest.raises(ConfigError, match=f"data.{key} needs 8-bit images of 1 or 3 channels, but test is read as"):
         train_transform(run, examples(dtype=np.float32))
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -110,6 +111,26 @@ def test_loss_is_the_soft_cross_entropy():
     assert float(aux["terms"]["cross_entropy"]) == float(loss)
     assert float(aux["metrics"]["accuracy"]) == np.mean(logits.argmax(1) == np.asarray(batch["label"]))
     np.testing.assert_allclose(aux["target"], target, rtol=1e-6)
+
+
+def test_binary_cross_entropy_asks_about_every_class_by_itself():
+    """timm's `BinaryCrossEntropy(smoothing=0, target_threshold=None)` of smoothed and mixed targets."""
+    objective = mim_jax.create(_config(model={"drop_path": 0.0}, loss="binary_cross_entropy"))
+    loss, aux = _loss(objective, _plain()[1], _batch(), seed=1)
+    logits, target = (torch.from_numpy(np.array(aux[name])) for name in ("prediction", "target"))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert set(aux["terms"]) == {"binary_cross_entropy"} and (np.asarray(target) > 0.02).all()
+
+
+@pytest.mark.parametrize(("init", "kernel", "bias"), [("normal", 0.02, 0.0), ("torch", 0.25 / 3**0.5, 0.25 / 3**0.5)])
+def test_other_initialisations_of_the_head(init, kernel, bias):
+    """PyTorch's: both uniform up to the root of one over the 16 inputs."""
+    head = _init(mim_jax.create(_config(PLAIN, num_classes=1000, head_init=init)))["params"]["head"]
+    assert float(head["kernel"].std()) == pytest.approx(kernel, rel=0.03)
+    assert float(head["bias"].std()) == pytest.approx(bias, rel=0.06)
+    if init == "torch":
+        assert max(float(abs(x).max()) for x in head.values()) <= 0.25
 
 
 def test_mixed_batches_have_mixed_images_and_targets():
@@ -274,6 +295,8 @@ def test_loss_falls_and_the_problem_is_solved(changes):
     [
         ({"num_classes": 1}, "num_classes"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"loss": "bce"}, "loss is 'bce'; choose one of cross_entropy, binary_cross_entropy"),
+        ({"head_init": "zeros"}, "head_init is 'zeros'; choose one of mae, normal, torch"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"mixing": {"probability": 2.0}}, "mixing.probability"),
         ({"model": {"pool": "class", "class_token": False}}, "model.pool"),

@@ -9,21 +9,23 @@ import pytest
 import mim_jax
 from mim_jax.training.duration import RunLength
 from mim_jax.training.optimizer import Rates, layer_scales, make_optimizer
+from mim_jax.training.paths import LAYERED, leaf_names, matches
 from mim_jax.training.schedules import learning_rate_schedule, weight_decay_schedule
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 IMAGENET = 1_281_167
 
 
-def _load(name):
+def _load(name, arg=None):
     # In bfloat16 Flax's LayerNorm mixes dtypes, which tests refuse; shapes are the same.
-    config = mim_jax.load_config(str(CONFIGS / f"{name}.py"), {"compute.dtype": "float32"})
+    path = str(CONFIGS / f"{name}.py") + (f":{arg}" if arg else "")
+    config = mim_jax.load_config(path, {"compute.dtype": "float32"})
     objective = mim_jax.create(config)
     params = jax.eval_shape(objective.init, jax.random.key(0), objective.batch_spec())["params"]
     length = RunLength(IMAGENET, config.batch_size)
     steps = length.steps(config.duration, "duration")
     rates = Rates(learning_rate_schedule(config, steps, length), weight_decay_schedule(config, steps))
-    make_optimizer(config, params, rates)  # refuses patterns that match no parameter
+    make_optimizer(config, params, rates, objective.encoder)  # refuses patterns that match no parameter
     return config, params, rates.learning_rate, steps
 
 
@@ -55,6 +57,41 @@ def test_fine_tuning_on_imagenet(name, parameters, epochs, peak, decay, drop_pat
         for scale in jax.tree.leaves(scales["encoder"][embedding]):
             assert float(scale) == pytest.approx(decay ** (depth + 1), rel=1e-4)
     assert {float(scale) for part in ("norm", "head") for scale in jax.tree.leaves(scales[part])} == {1.0}
+
+
+@pytest.mark.parametrize(
+    # Batch, epochs, warm-up, base learning rate, layer decay, weight decay, mixup, repeats, drop path, parameters of
+    # the encoder, layers of the official layer decay (stem and head included).
+    ("name", "arg", "row"),
+    [
+        ("spark_resnet50", "50", (2048, 300, 5, 2e-3, 0.7, 0.02, 0.1, 1, 0.05, 23_508_032, 8)),
+        ("spark_resnet50", "101", (2048, 300, 5, 1e-3, 0.8, 0.02, 0.1, 1, 0.2, 42_500_160, 14)),
+        ("spark_convnext_b", "B", (4096, 400, 20, 1e-4, 0.7, 0.01, 0.8, 3, 0.4, 87_564_416, 14)),
+        ("spark_convnext_b", "L", (4096, 200, 10, 1e-4, 0.7, 0.02, 0.8, 3, 0.5, 196_227_264, 14)),
+    ],
+)
+def test_fine_tuning_of_spark(name, arg, row):
+    batch, epochs, warmup, base, decay, weight_decay, mixup, repeats, drop_path, parameters, layers = row
+    config, params, learning_rate, steps = _load(f"{name}_in1k_finetune", arg)
+    objective = mim_jax.create(config)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params["encoder"])) == parameters
+    assert config.batch_size == batch and config.data.repeats == repeats and config.model.drop_path == drop_path
+    assert steps == int(epochs * IMAGENET / batch)
+    peak, warm = base * batch / 256, int(warmup * IMAGENET / batch)
+    rates = [float(learning_rate(step)) / peak for step in (0, warm, steps - 1)]
+    assert rates == pytest.approx([0.005, 1.0, 0.001], rel=1e-4)
+    assert config.optimizer.weight_decay == weight_decay and config.optimizer.weight_decay_end is None
+    assert (config.mixing.mixup_alpha, config.mixing.cutmix_alpha, config.mixing.probability) == (mixup, 1.0, 1.0)
+    assert config.ema_decay == 0.9999
+    scales = layer_scales(params, config.optimizer.layer_decay, objective.encoder)
+    exponents = {round(float(x) / np.log(decay)) for leaf in jax.tree.leaves(scales) for x in np.log(leaf).ravel()}
+    assert exponents == set(range(layers))
+    resnet = name == "spark_resnet50"
+    assert config.optimizer.name == ("lamb" if resnet else "adamw")
+    assert config.loss == ("binary_cross_entropy" if resnet else "cross_entropy")
+    exempt = matches(params, config.optimizer.no_decay, "optimizer.no_decay")
+    for path, leaf, free in zip(leaf_names(params), jax.tree.leaves(params), jax.tree.leaves(exempt), strict=True):
+        assert free == (leaf.ndim - (LAYERED in path) < 2), path
 
 
 def test_linear_probe_on_imagenet():
