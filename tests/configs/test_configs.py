@@ -79,8 +79,10 @@ def test_data_optimizer_and_durations_fit(path: pathlib.Path):
     config = mim_jax.load_config(str(path))
     check_config(config)
     assert config.batch_size % (8 * config.accumulation_steps) == 0
-    params = shapes_of(mim_jax.create(config))["params"]
-    optimizer = make_optimizer(config, params, rates_of(config))  # refuses patterns that match no parameter
+    objective = mim_jax.create(config)
+    params = shapes_of(objective)["params"]
+    encoder = getattr(objective, "encoder", None)
+    optimizer = make_optimizer(config, params, rates_of(config), encoder)  # refuses patterns that match no parameter
     assert jax.tree.leaves(jax.eval_shape(optimizer.init, params))
 
 
