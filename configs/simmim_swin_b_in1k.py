@@ -45,6 +45,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     else:
         config.optimizer.lr = 1e-4  # 4e-4
         config.schedule.update(name="step", warmup="10 epochs", start_lr=5e-7, milestones=("700 epochs",), gamma=0.1)
+    config.schedule.offset = -1  # see simmim_vit_b16_in1k.py
 
     config.batch_size = 2048
     config.duration = f"{epochs} epochs"

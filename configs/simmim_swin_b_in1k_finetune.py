@@ -48,7 +48,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.lr = 1.25e-3  # per 512 images: 5e-3
     config.optimizer.lr_reference_batch = 512
     config.schedule.update(name="cosine", warmup="20 epochs", start_lr=2.5e-7, end_lr=2.5e-7)
-    config.schedule.cosine_includes_warmup = True
+    config.schedule.update(cosine_includes_warmup=True, offset=-1)  # as in pre-training
     config.ema_decay = None
 
     common.watch_imagenet(config, ("accuracy",))

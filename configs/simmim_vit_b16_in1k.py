@@ -34,6 +34,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.lr_reference_batch = 512
 
     config.schedule.update(name="step", warmup="10 epochs", start_lr=5e-7, milestones=("700 epochs",), gamma=0.1)
+    # The official scheduler moves after the optimiser, so that the first two steps have the same rate.
+    config.schedule.offset = -1
 
     config.batch_size = 2048
     config.duration = "800 epochs"

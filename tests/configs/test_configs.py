@@ -120,6 +120,16 @@ def test_simmim_drops_its_rate_tenfold_at_epoch_700():
     np.testing.assert_allclose(at, [2e-6, 4e-4, 4e-4, 4e-5, 4e-5], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("simmim_vit_b16_in1k", 2e-6), ("simmim_swin_b_in1k", 4e-6), ("simmim_swin_b_in1k_finetune", 1e-6)],
+)
+def test_simmim_moves_its_schedule_after_the_optimizer(name, start):
+    rate = rates_of(load(name)).learning_rate
+    first, second, third = (float(rate(jnp.asarray(step, jnp.int32))) for step in range(3))
+    assert first == second == pytest.approx(start, rel=1e-5) and third > second
+
+
 def test_ijepa_advances_its_schedules_before_it_reads_them():
     config = load("ijepa_vit_h14_in1k")
     rates = rates_of(config)
