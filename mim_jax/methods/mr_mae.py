@@ -161,7 +161,7 @@ class MRMAE(MaskedAutoencoder):
 
     def _reconstruct_hidden(self, variables: Variables, batch: Batch, masks: TokenMask, latent: jax.Array):
         """The reconstruction loss; a mean over no patches, were it computed, would be 0 / 0."""
-        if self.num_keep == self.encoder.num_patches:
+        if masks.num_keep == self.encoder.num_patches:
             zero = jnp.zeros((), jnp.float32)
             return zero, {"terms": {"reconstruction": zero}, "latent": latent}
         prediction = self.decoder.apply({"params": variables["params"]["decoder"]}, latent, masks)

@@ -89,6 +89,16 @@ def test_official_pre_training_end_to_end(objective, step, images, hidden, tmp_p
         np.testing.assert_array_equal(exported[name], tensor.detach().numpy())
 
 
+def test_an_encoder_without_its_prefix_is_recognised(objective):
+    """As the official code strips it for fine-tuning."""
+    state = {name: tensor for name, tensor in peer.pretrained_state().items() if name.startswith("encoder.")}
+    stripped = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
+    with pytest.warns(mim_jax.interop.WeightsWarning, match="params/head is not in the source"):
+        variables = mim_jax.import_weights(objective, stripped, "microsoft/SimMIM")
+    whole = mim_jax.import_weights(objective, state, "microsoft/SimMIM", parts=("encoder",))
+    jax.tree.map(np.testing.assert_array_equal, variables["params"]["encoder"], whole["params"]["encoder"])
+
+
 def test_an_official_fine_tuned_model(images, tmp_path):
     objective, state = classifier(), peer.finetuned_state(5)
     variables = mim_jax.import_weights(objective, {"model": state | peer.buffers("")}, "microsoft/SimMIM", strict=True)

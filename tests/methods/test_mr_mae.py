@@ -188,9 +188,9 @@ def test_the_order_of_visible_patches_does_not_matter(variables, prepared, masks
 
 
 def test_with_nothing_hidden_only_the_mimic_loss_is_left(batch):
-    objective = make(mask_ratio=0.0)
+    objective = make()
     variables = initial(objective)
-    masks = objective.masks(variables, batch, KEY, clock())
+    masks = make(mask_ratio=0.0).masks(variables, batch, KEY, clock())  # as given by hand to one that hides some
     assert not np.asarray(masks.mask).any()
 
     def loss(params):

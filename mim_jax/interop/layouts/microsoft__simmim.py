@@ -48,6 +48,6 @@ def _swin(context: Context) -> Layout:
         ignored=(*no_pixels, *no_classes, BUFFERS),
         renames=(
             *WRAPPERS,
-            (r"^encoder\.", "") if context.is_task else (r"^(?=patch_embed\.|layers\.|norm\.)", prefix),
+            (r"^encoder\.", "") if context.is_task else (r"^(?=mask_token$|patch_embed\.|layers\.|norm\.)", prefix),
         ),
     )
