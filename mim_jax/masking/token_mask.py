@@ -123,3 +123,12 @@ def take_tokens(tokens: jax.Array, ids: jax.Array) -> jax.Array:
     """
     per_image = ids.reshape(tokens.shape[0], -1)
     return jnp.take_along_axis(tokens, per_image[:, :, None], axis=1).reshape(*ids.shape, tokens.shape[-1])
+
+
+def first_views_first(rows: jax.Array, num_views: int) -> jax.Array:
+    """From the views of an image side by side, `[B * V, ...]`, to the first views of all images before the second ones.
+
+    So the rows of official codes stand, which repeat the batch as a whole.
+    """
+    by_image = rows.reshape(-1, num_views, *rows.shape[1:])
+    return jnp.swapaxes(by_image, 0, 1).reshape(rows.shape)

@@ -16,7 +16,7 @@ from mim_jax.layers.block import drop_path_rngs
 from mim_jax.layers.patches import as_pair
 from mim_jax.masking.disjoint_cells import NUM_VIEWS, DisjointCellSampler, DisjointViews
 from mim_jax.masking.random import tokens_per_cell
-from mim_jax.masking.token_mask import TokenMask, take_tokens
+from mim_jax.masking.token_mask import TokenMask, first_views_first, take_tokens
 from mim_jax.models import backbone, conv_vit, pixel_decoder
 from mim_jax.models.token_projector import TokenProjector
 from mim_jax.normalization import normalization
@@ -121,7 +121,7 @@ class DMJD(Objective):
         aux = dict(prediction=prediction, target=target, latent=latent, visible_prediction=visible)
         return mim + config.visible_weight * vis, {
             "terms": {"mim": mim, "vis": vis},
-            **{name: _first_views_first(rows) for name, rows in aux.items()},
+            **{name: first_views_first(rows, NUM_VIEWS) for name, rows in aux.items()},
         }
 
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
@@ -145,9 +145,3 @@ class DMJD(Objective):
         hog = self.config.hog
         pixels = raw_pixels(images, *self.pixel_constants)
         return hog_target(pixels, self.encoder.patch_size, hog.cell_size, hog.orientations)
-
-
-def _first_views_first(rows: jax.Array) -> jax.Array:
-    """From both views of an image side by side to those of all images one after the other, as official rows stand."""
-    by_image = rows.reshape(-1, NUM_VIEWS, *rows.shape[1:])
-    return jnp.swapaxes(by_image, 0, 1).reshape(rows.shape)

@@ -138,8 +138,11 @@ def _patch_embed(state, name, x):
 
 def _conv_block(state, name, x, visible):
     h = _conv(state, f"{name}.conv1", _channel_norm(state, f"{name}.norm1", x))
-    h = h if visible is None else visible * h
-    h = _conv(state, f"{name}.attn", h, padding=2, groups=h.shape[1])
+    convolve = lambda h: _conv(state, f"{name}.attn", h, padding=2, groups=h.shape[1])
+    if isinstance(visible, tuple):  # FastConvMAE
+        h = sum(view * convolve(view * h) for view in visible)
+    else:
+        h = convolve(h if visible is None else visible * h)
     x = x + _conv(state, f"{name}.conv2", h)
     h = F.gelu(_conv(state, f"{name}.mlp.fc1", _channel_norm(state, f"{name}.norm2", x)))
     return x + _conv(state, f"{name}.mlp.fc2", h)
@@ -167,13 +170,18 @@ def gather(x, ids):
     return torch.gather(x, 1, ids[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-def encode(state, images, mask=None, ids=None, views=1):
-    """Latent of `images [B, 3, H, W]`; `mask [V B, N]` is 1 where hidden, `ids [V B, K]` what is kept, view-major."""
+def encode(state, images, mask=None, ids=None, views=1, complementary=False):
+    """Latent of `images [B, 3, H, W]`; `mask [V B, N]` is 1 where hidden, `ids [V B, K]` what is kept, view-major.
+
+    With `complementary` the views share their maps, as in FastConvMAE.
+    """
     visible = [None, None]
     if mask is not None:
         grid = 1 - mask.float().view(-1, 1, GRID, GRID)
         visible = [F.interpolate(grid, scale_factor=factor, mode="nearest") for factor in (4, 2)]
-    x = torch.cat([_patch_embed(state, "patch_embed1", images)] * views)
+        if complementary:
+            visible = [grid.chunk(views) for grid in visible]
+    x = _patch_embed(state, "patch_embed1", images).repeat(1 if complementary else views, 1, 1, 1)
     sides = []
     for number in (1, 2):
         if number == 2:
@@ -185,6 +193,8 @@ def encode(state, images, mask=None, ids=None, views=1):
             sides.append(_conv(state, name, x, stride=state[f"{name}.weight"].shape[-1]).flatten(2).transpose(1, 2))
     x = _patch_embed(state, "patch_embed3", x).flatten(2).transpose(1, 2)
     x = linear(state, "patch_embed4", x) + state["pos_embed"]
+    if complementary:
+        x, sides = x.repeat(views, 1, 1), [side.repeat(views, 1, 1) for side in sides]
     if ids is not None:
         x, sides = gather(x, ids), [gather(side, ids) for side in sides]
     x = sum(sides, _blocks(state, "blocks3", x, HEADS))

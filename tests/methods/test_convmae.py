@@ -54,6 +54,12 @@ def batch_of(images):
     return {"image": images.permute(0, 2, 3, 1).numpy()}
 
 
+def normalised_patches(images):
+    patches = images.unfold(2, 8, 8).unfold(3, 8, 8)  # B, C, rows, columns, p, p
+    target = patches.permute(0, 2, 3, 4, 5, 1).reshape(len(images), 36, -1)
+    return (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True, unbiased=True) + 1e-6).sqrt()
+
+
 def reference(state, images, noise):
     """Latent, prediction and loss of convmae.md, steps 1 to 10."""
     order = noise.argsort(dim=1)
@@ -61,10 +67,7 @@ def reference(state, images, noise):
     hidden = (restore >= KEEP).float()
     latent = peer.encode(state, images, hidden, order[:, :KEEP])
     prediction = peer.decode(state, latent, restore)
-    patches = images.unfold(2, 8, 8).unfold(3, 8, 8)  # B, C, rows, columns, p, p
-    target = patches.permute(0, 2, 3, 4, 5, 1).reshape(len(images), 36, -1)
-    target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True, unbiased=True) + 1e-6).sqrt()
-    error = (prediction - target).square().mean(-1)
+    error = (prediction - normalised_patches(images)).square().mean(-1)
     return latent, prediction, (error * hidden).sum() / hidden.sum()
 
 
@@ -75,6 +78,37 @@ def test_equals_the_official_computation(variables, state, images, noise, loss):
     peer.assert_equal(aux["latent"], latent)
     peer.assert_equal(aux["prediction"], prediction)
     peer.assert_equal(value, expected)
+
+
+@pytest.fixture(scope="module")
+def complementary():
+    return mim_jax.create({**CONV, "complementary": True})
+
+
+def test_complementary_views_are_those_of_fastconvmae(complementary, state, images, noise):
+    """Four quarters of one shuffle share their maps; the decoder's input is rolled by a quarter from view to view."""
+    variables = mim_jax.import_weights(complementary, {"model": state}, "Alpha-VL/FastConvMAE", strict=True)
+    order = noise.argsort(dim=1)
+    restore = order.argsort(dim=1)
+    ids = torch.cat(order.chunk(4, dim=1))
+    rolled = torch.cat([(restore - start) % 36 for start in range(0, 36, KEEP)])
+    hidden = (rolled >= KEEP).float()
+    latent = peer.encode(state, images, hidden, ids, views=4, complementary=True)
+    prediction = peer.decode(state, latent, rolled)
+    target = normalised_patches(images).repeat(4, 1, 1)
+    error = (prediction - target).square().mean(-1)
+    masks = mim_jax.TokenMask.from_noise(noise.numpy(), KEEP)
+    loss = jax.jit(lambda v, b, m: complementary.loss(v, b, m, jax.random.key(0), clock()))
+    value, aux = loss(variables, batch_of(images), masks)
+    peer.assert_equal(aux["latent"], latent)
+    peer.assert_equal(aux["prediction"], prediction)
+    peer.assert_equal(aux["target"], target)
+    peer.assert_equal(value, (error * hidden).sum() / hidden.sum())
+
+
+def test_complementary_views_need_a_whole_fraction_of_the_patches():
+    with pytest.raises(ConfigError, match="mask_ratio keeps 14 of 36 tokens"):
+        mim_jax.create({**CONV, "complementary": True, "mask_ratio": 0.6})
 
 
 def test_the_intact_image_is_encoded_without_a_mask(convmae, variables, state, images):
