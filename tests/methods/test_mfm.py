@@ -138,6 +138,22 @@ def restorations():
     }
 
 
+def test_an_official_fine_tuned_model(state, pixels):
+    """Its features are averaged, then normalised; it has the names of the encoder without their prefix."""
+    generator = torch.Generator().manual_seed(5)
+    tuned = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+    tuned = {name: value for name, value in tuned.items() if not name.startswith("norm.")}
+    shapes = {"fc_norm.weight": (WIDTH,), "fc_norm.bias": (WIDTH,), "head.weight": (5, WIDTH), "head.bias": (5,)}
+    tuned |= {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    model = make().config.model.to_dict()
+    task = mim_jax.create(dict(task="classification", num_classes=5, image_size=SIZE, model=model))
+    variables = mim_jax.import_weights(task, {"model": tuned}, LAYOUT, strict=True)
+    x = official.with_class_token(tuned, official.embed(tuned, pixels, ""), "")
+    x = official.blocks(tuned, "blocks", x + tuned["pos_embed"], official.HEADS)[:, 1:].mean(dim=1)
+    expected = F.linear(official.norm(tuned, "fc_norm", x), tuned["head.weight"], tuned["head.bias"])
+    official.assert_equal(jax.jit(task.predict)(variables, official.as_batch(pixels)["image"]), expected)
+
+
 @pytest.mark.parametrize("corruption", ["super_resolution", "deblur", "denoise"])
 def test_restorations_end_to_end(corruption, state, variables, pixels):
     masks, corrupt = restorations()[corruption]

@@ -1,5 +1,7 @@
 """MFM on a ResNet, beside a `transformers` ResNet with the sheet's corruption, head and loss."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,9 +50,8 @@ def test_loss_and_statistics_are_pytorchs(network, state, tmp_path):
     spectrum = torch.fft.fftshift(torch.fft.fft2(pixels), dim=(2, 3)) * m
     corrupted = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(2, 3))).real.clamp(0, 1)
 
-    network.train()
-    features = network((corrupted - vit_form.MEAN) / vit_form.STD).last_hidden_state
-    network.eval()
+    trained = copy.deepcopy(network).train()
+    features = trained((corrupted - vit_form.MEAN) / vit_form.STD).last_hidden_state
     prediction = F.pixel_shuffle(F.conv2d(features, state["decoder.0.weight"], state["decoder.0.bias"]), STRIDE)
     distances = vit_form.distances(prediction, (pixels - vit_form.MEAN) / vit_form.STD)
     expected = (distances * (1 - m)).sum() / ((1 - m).sum() * 3)
@@ -59,11 +60,26 @@ def test_loss_and_statistics_are_pytorchs(network, state, tmp_path):
     loss, aux = jax.jit(objective.loss)(variables, vit_form.as_batch(pixels), masks, jax.random.key(0), clock())
     official.assert_equal(vit_form.as_images(aux["prediction"]), prediction)
     official.assert_equal(loss, expected)
-    moved = cnn_peer.officially("resnet", network.state_dict().items())
+    moved = cnn_peer.officially("resnet", trained.state_dict().items())
     np.testing.assert_allclose(aux["state"]["encoder"]["stem_norm"]["mean"], moved["bn1.running_mean"], atol=1e-6)
     last = aux["state"]["encoder"]["stage2"]["blocks"]["norm3"]["var"][0]
     np.testing.assert_allclose(last, moved["layer2.1.bn3.running_var"], rtol=1e-5)
     official.assert_round_trip(objective, variables, LAYOUT, state, tmp_path)
+
+
+def test_an_official_fine_tuned_model_and_an_encoder_without_its_prefix(network, state):
+    encoder = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+    generator = torch.Generator().manual_seed(4)
+    head = {"fc.weight": torch.randn(5, 32, generator=generator), "fc.bias": torch.randn(5, generator=generator)}
+    task = mim_jax.create(dict(task="classification", num_classes=5, image_size=SIZE, model=TINY["model"]))
+    variables = mim_jax.import_weights(task, {"model": encoder | head}, LAYOUT, strict=True)
+    images = torch.randn(2, 3, SIZE, SIZE, generator=generator)
+    pooled = network(images).last_hidden_state.mean(dim=(2, 3))
+    expected = F.linear(pooled, head["fc.weight"], head["fc.bias"])
+    official.assert_equal(jax.jit(task.predict)(variables, images.permute(0, 2, 3, 1).numpy()), expected)
+    with pytest.warns(mim_jax.interop.WeightsWarning, match="params/head is not in the source"):
+        stripped = mim_jax.import_weights(mim_jax.create(TINY), encoder, LAYOUT)
+    jax.tree.map(np.testing.assert_array_equal, stripped["params"]["encoder"], variables["params"]["encoder"])
 
 
 def test_features_are_those_of_running_statistics():
