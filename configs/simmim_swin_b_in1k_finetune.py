@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.num_classes = 1000
     config.label_smoothing = 0.1
     config.mixing.update(probability=1.0, mixup_alpha=0.8, cutmix_alpha=1.0, cutmix_share=0.5)
+    config.head_init = "normal"
 
     config.image_size = 224
     config.model.update(patch_size=4, **swin_size("B"), window=7, mlp_ratio=4.0, drop_path=0.1)
