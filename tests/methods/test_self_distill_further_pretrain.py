@@ -16,12 +16,11 @@ import mim_jax
 from mim_jax import TokenMask
 from mim_jax.errors import ConfigError
 from mim_jax.interop import WeightsWarning, import_with_report
-from mim_jax.models.teachers import TeacherFeatures
 from mim_jax.training.duration import RunLength
 from mim_jax.training.optimizer import Rates, make_optimizer
 from mim_jax.training.schedules import learning_rate_schedule, weight_decay_schedule
 from tests.interop.test_official_layouts import assert_equal, sincos
-from tests.tiny import ROOT, clock, synthetic_batch, tiny_config
+from tests.tiny import ROOT, clock, tiny_config
 from tests.training.runs import TinyRun, single_device_mesh
 
 LAYOUT = "seanie12/self-distillation"
@@ -277,26 +276,6 @@ def test_a_training_step_leaves_the_teacher_as_it_is():
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.variables["params"], before.variables["params"])
     assert all(jax.tree.leaves(moved))
     assert "position" not in before.variables["params"]["encoder"]
-
-
-def test_a_step_keeps_none_of_the_teachers_activations(monkeypatch):
-    objective = mim_jax.create({**TINY, "model": dict(SIZES, depth=8), "compute": dict(scan=True)})
-    batch = synthetic_batch(objective, 32)
-    shapes = jax.eval_shape(objective.init, KEY, batch)
-    masks = jax.eval_shape(objective.masks, shapes, batch, KEY, clock())
-
-    def temporary_bytes():
-        def loss(params, teacher, batch, masks):
-            return objective.loss({"params": params, "teacher": teacher}, batch, masks, None, clock())[0]
-
-        arguments = (shapes["params"], shapes["teacher"], batch, masks)
-        return jax.jit(jax.grad(loss)).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-
-    with_teacher = temporary_bytes()
-    silent = TeacherFeatures(jnp.zeros((32, 17, 32)), None)
-    monkeypatch.setattr(objective, "teacher", lambda params, images: silent)
-    one_layer = 32 * 17 * 32 * 4
-    assert with_teacher - temporary_bytes() < 4 * one_layer  # of eight
 
 
 def test_the_public_weights_alone_leave_the_teacher_to_be_loaded(objective, student):

@@ -3,6 +3,8 @@
 The networks are tiny and random; every hidden state has to agree.
 """
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -334,10 +336,13 @@ def test_no_gradient_reaches_a_teacher_or_the_images_through_it():
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 
-def test_bfloat16_matrices_are_stored_as_such():
+def test_bfloat16_matrices_are_stored_and_multiplied_as_such():
     teacher = make_teacher("dino_vit_b16", dtype="bfloat16")
     with jax.numpy_dtype_promotion("standard"):  # Flax's LayerNorm mixes bfloat16 and float32
         params = teacher.init(jax.random.key(0))
+        program = jax.jit(teacher).lower(params, images()).as_text()
+    factors = re.findall(r"dot_general.*: \(tensor<\w+x(\w+)>, tensor<\w+x(\w+)>\)", program)
+    assert len(factors) == 7 and set(factors) == {("bf16", "bf16")}  # patches, four of attention, two of the MLP
     assert params["stack"]["blocks"]["mlp"]["fc1"]["kernel"].dtype == jax.numpy.bfloat16
     assert params["norm"]["scale"].dtype == np.float32
 

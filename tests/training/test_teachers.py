@@ -1,10 +1,11 @@
-"""Frozen teachers of a run: loaded once, stored once, verified, and in no checkpoint."""
+"""Teachers of a run: the frozen ones loaded once, stored once, verified and in no checkpoint; none with activations."""
 
 import json
 import logging
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -18,7 +19,7 @@ from mim_jax.training.loop import Trainer
 from mim_jax.training.paths import leaf_names
 from mim_jax.training.teachers import section_name
 from tests.processes import rows
-from tests.tiny import tiny_config
+from tests.tiny import clock, tiny_config
 
 METHOD = "dmae"  # any method with one teacher, here of a part of whose blocks
 
@@ -199,3 +200,44 @@ def test_a_weights_file_is_read_through_its_layout(teacher_run, finished, tmp_pa
 def test_sections_are_named_by_their_place():
     objective = mim_jax.create(config())
     assert section_name(objective.config, objective.teachers["teacher"].section) == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("method", "ask", "sizes"),
+    [
+        ("maskalign", "teach", {"teacher.depth": 8}),
+        ("ijepa", "_encode_intact", {"model.depth": 8, "predictor.depth": 1, "blocks.num_targets": 1}),
+    ],
+    ids=["frozen", "ema"],
+)
+def test_a_step_keeps_none_of_its_activations(method, ask, sizes, monkeypatch):
+    """Against the same step with a teacher that says zeros (`ask`), and with one that is trained too, which keeps all.
+
+    A method may well gather what every block puts out.
+    """
+    objective = mim_jax.create(tiny_config(method, {"compute.scan": True, **sizes}))
+    batch = objective.batch_spec(16)
+    variables = jax.eval_shape(objective.init, jax.random.key(0), batch)
+    masks = jax.eval_shape(objective.masks, variables, batch, jax.random.key(0), clock())
+
+    def temporary_bytes(*trained):
+        def loss(given, others, batch, masks):
+            return objective.loss({**given, **others}, batch, masks, None, clock())[0]
+
+        others = {name: tree for name, tree in variables.items() if name not in trained}
+        given = {name: variables[name] for name in trained}
+        compiled = jax.jit(jax.grad(loss)).lower(given, others, batch, masks).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    taught = temporary_bytes("params")
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.lax, "stop_gradient", lambda x: x)
+        trained = temporary_bytes("params", "teacher")
+    said = jax.eval_shape(getattr(objective, ask), variables, batch if ask == "teach" else batch["image"])
+    monkeypatch.setattr(objective, ask, lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), said))
+    untaught = temporary_bytes("params")
+
+    blocks = 8 * 4 * 16 * (objective.encoder.num_patches + 1) * 16  # bytes of what all eight blocks put out
+    # The backward pass of one needs its MLP's layers, four times as wide, queries, keys, values and more.
+    assert taught - untaught < 2 * blocks
+    assert trained - untaught > 20 * blocks
