@@ -293,6 +293,24 @@ def test_the_teachers_last_blocks_cost_nothing():
     assert loss == alone + cost(18) + head
 
 
+def test_the_compiled_loss_has_the_teachers_first_blocks_alone(images, masks):
+    """By XLA's own count, in which a block has elementwise work as well."""
+
+    def flops(depth, last):
+        changes = dict(teacher={**TINY["teacher"], "depth": depth}, alignment=dict(teacher_blocks=(last,)))
+        objective = mim_jax.create({**TINY, **changes, "compute": dict(scan=False)})
+        batch = official.as_batch(images)
+        variables = jax.eval_shape(objective.init, KEY, batch)
+        loss = jax.jit(lambda v, b, m: objective.loss(v, b, m, None, clock())[0])
+        return loss.lower(variables, batch, masks).compile().cost_analysis()["flops"]
+
+    tokens = 1 + KEEP
+    block = len(images) * (2 * tokens * 12 * WIDTH**2 + 4 * tokens**2 * WIDTH)
+    two = flops(4, last=1)
+    assert two == flops(2, last=1)
+    assert block < flops(4, last=2) - two < 1.3 * block
+
+
 def test_nothing_of_the_teacher_is_kept_for_the_backward_pass(dmae, variables, images, masks):
     def loss(params):
         return dmae.loss({**variables, "params": params}, official.as_batch(images), masks, KEY, clock())[0]
