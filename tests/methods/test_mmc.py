@@ -3,15 +3,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 
 import mim_jax
 from mim_jax.errors import ConfigError
-from mim_jax.evaluation.statistics import representation_statistics
 from mim_jax.layers.patches import patchify
 from mim_jax.masking.corruption import CorruptedViews, Corruption
 from mim_jax.masking.token_mask import TokenMask
@@ -424,99 +421,3 @@ def test_pictures_show_view_1(mmc, variables, batch, masks):
 def test_bad_values_are_refused_before_any_computation(change, match):
     with pytest.raises(ConfigError, match=match):
         make(**change)
-
-
-# Collapse, on real digits.
-
-STEPS, BATCH, PROTOTYPES = 200, 64, 32
-
-
-@pytest.fixture
-def optimised():
-    """Unlike other tests these run for longer than they compile."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    images = load_digits().images[:1024].astype(np.float32)[..., None] / 16.0
-    return (images - images.mean()) / images.std()
-
-
-@pytest.fixture(scope="module")
-def stream(digits):
-    """For every step its number, two views, shifted by up to a pixel and brighter or darker, and noise for masks."""
-    rng = np.random.default_rng(0)
-    examples = rng.integers(0, len(digits), (STEPS, BATCH, 1, 1))
-    padded = np.pad(digits, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-
-    def view():
-        top, left = rng.integers(0, 3, (2, STEPS, BATCH, 1, 1))
-        pixels = np.arange(8)
-        gain = rng.uniform(0.7, 1.3, (STEPS, BATCH, 1, 1, 1)).astype(np.float32)
-        return gain * padded[examples, top + pixels[:, None], left + pixels]
-
-    views = {"image": view(), "view2": view()}
-    return np.arange(STEPS, dtype=np.int32), views, tuple(rng.random((2, STEPS, BATCH, TOKENS), np.float32))
-
-
-def train_on_digits(stream, images, **changes):
-    """The terms of the last steps, the class tokens of `images`, and the prototype nearest to each."""
-    objective = mim_jax.create(
-        dict(
-            method="mmc",
-            image_size=8,
-            channels=1,
-            model=dict(width=32, depth=1, heads=2, patch_size=2),
-            projector=dict(hidden=32, output=16),
-            prototypes=dict(count=PROTOTYPES, hidden=32, bottleneck=16),
-            **changes,
-        )
-    )
-    optimizer = optax.adam(3e-3)
-
-    def step(carry, inputs):
-        (variables, moments), (number, views, noise) = carry, inputs
-        now = mim_jax.Clock.at(number, total_steps=STEPS, steps_per_epoch=16.0)
-        masks = tuple(TokenMask.from_noise(view, 12) for view in noise)
-
-        def loss(params):
-            return objective.loss({**variables, "params": params}, views, masks, None, now)
-
-        (_, aux), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        with jax.numpy_dtype_promotion("standard"):
-            updates, moments = optimizer.update(gradients, moments)
-        params = optax.apply_updates(variables["params"], updates)
-        variables = objective.update({**variables, "params": params, "state": aux["state"]}, now)
-        return (variables, moments), aux["terms"]
-
-    @jax.jit
-    def run():
-        variables = objective.init(jax.random.key(0), objective.batch_spec())
-        start = variables, optimizer.init(variables["params"])
-        (variables, _), terms = jax.lax.scan(step, start, stream)
-        features = objective.encode(variables, images)["pooled"]
-        cosines = objective.prototypes.apply({"params": variables["teacher"]["prototypes"]}, features)
-        nearest = jnp.argmax(cosines - variables["state"]["centre"][None], axis=1)
-        return jax.tree.map(lambda x: x[-20:].mean(), terms), features, nearest
-
-    return jax.device_get(run())
-
-
-@pytest.mark.usefixtures("optimised")
-def test_it_does_not_collapse_but_without_what_prevents_it_it_does(stream, digits):
-    """Of keys that say nothing of their image the contrast is at least that of a guess, `2 T log(batch)`."""
-    guess = 2 * 0.2 * math.log(BATCH)
-    terms, features, nearest = train_on_digits(stream, digits[:256], ema_momentum=0.99)
-    assert terms["contrast"] < guess - 0.05
-    assert terms["distil"] > 1.0 and len(np.unique(nearest)) >= PROTOTYPES // 4
-
-    # The teacher is the last student, uncentred, with nothing to tell images apart: all choose the same prototype.
-    broken = dict(ema_momentum=0.0, ema_momentum_end=0.0, centre_momentum=1.0, contrast_weight=0.0, mim_weight=0.0)
-    terms, collapsed, nearest = train_on_digits(stream, digits[:256], **broken)
-    assert terms["contrast"] > guess
-    assert terms["distil"] < 0.1 and len(np.unique(nearest)) == 1
-    spread = [representation_statistics(x)["feature_std"] for x in (features, collapsed)]
-    assert spread[1] < 0.5 * spread[0]
