@@ -11,6 +11,9 @@ and the same dtype (autocast for bfloat16): eager PyTorch and `torch.compile`. M
 and so has SimMIM's with a Swin Transformer; with a ViT it lacks the relative position bias and layer scale of ours;
 I-JEPA has none.
 
+Weights are random, those of frozen teachers too, whose `weights` are not read; their forward pass is part of the step
+and of its FLOPs.
+
 Needs jax, flax, optax, chex and orbax; torch and transformers for the peers (`pip install -e .[bench]`); no TensorFlow.
 """
 

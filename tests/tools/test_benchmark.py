@@ -82,8 +82,9 @@ def test_unrolled_flops_are_those_of_xla_but_for_elementwise_work():
     assert row["flops"] <= row["xla_flops"] <= 1.25 * row["flops"]
 
 
-def test_methods_without_a_peer_are_measured_alone():
-    rows = benchmark.measure(tiny_config("ijepa", {"mesh.data": 8}), "tiny", ["eager"], windows=1, seconds=0.01)
+def test_methods_without_a_peer_are_measured_alone_and_their_teachers_weights_not_looked_for():
+    config = tiny_config("dmae", {"mesh.data": 8, "teacher.weights": "nowhere.safetensors"})
+    rows = benchmark.measure(config, "tiny", ["eager"], windows=1, seconds=0.01)
     assert [row["name"] for row in rows] == ["mim_jax"]
 
 
