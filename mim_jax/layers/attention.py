@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mim_jax.layers.dense import DenseGeneral, flat_dot_general
 from mim_jax.layers.initializers import Initializer
 from mim_jax.layers.rotary import Rotation, rotate
 
@@ -95,7 +96,7 @@ class SelfAttention(nn.Module):
         """
         width = x.shape[-1]
         head_dim = width // self.heads
-        project = nn.DenseGeneral(
+        project = DenseGeneral(
             (3, self.heads, head_dim),
             use_bias=self.qkv_bias == "all",
             dtype=self.dtype,
@@ -117,10 +118,11 @@ class SelfAttention(nn.Module):
             query, key = rotate(query, rotation), rotate(key, of_keys)
         dropout = nn.Dropout(self.dropout, deterministic=False) if self.dropout > 0.0 else None
         out = dot_product_attention(query, key, value, bias, valid, self.implementation, dropout, edit_logits)
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="out")(out)
+        return DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="out")(out)
 
     def _queries(self, project: nn.DenseGeneral, x: jax.Array) -> jax.Array:
         """Those of tokens nobody attends to, `[B, M, H, Dh]`: their keys and values would be computed for nothing."""
         params = project.variables["params"]
-        query = jnp.einsum("bnd,dhk->bnhk", x.astype(self.dtype), params["kernel"][:, 0].astype(self.dtype))
+        kernel = params["kernel"][:, 0].astype(self.dtype)
+        query = flat_dot_general(x.astype(self.dtype), kernel, (((2,), (0,)), ((), ())))
         return query + params["bias"][0].astype(self.dtype)[None, None] if "bias" in params else query

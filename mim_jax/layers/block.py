@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from mim_jax.layers.attention import SelfAttention
 from mim_jax.layers.compute import Compute
+from mim_jax.layers.dense import Dense
 from mim_jax.layers.initializers import find_scheme
 from mim_jax.layers.materialize import materialize
 from mim_jax.layers.placement import split_over_batch
@@ -74,7 +75,7 @@ class MLP(nn.Module):
         width = x.shape[-1] if self.width is None else self.width
         gated = self.activation == "swiglu"
         hidden = 2 * self.hidden if gated else self.hidden
-        x = nn.Dense(hidden, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc1")(x)
+        x = Dense(hidden, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc1")(x)
         if gated:
             gate, x = jnp.split(x, 2, axis=-1)
             x = jax.nn.silu(gate) * x
@@ -82,7 +83,7 @@ class MLP(nn.Module):
             x = ACTIVATIONS[self.activation](x)
         if self.dropout > 0.0:
             x = nn.Dropout(self.dropout, deterministic=False)(x)
-        return nn.Dense(width, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc2")(x)
+        return Dense(width, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name="fc2")(x)
 
 
 class Block(nn.Module):

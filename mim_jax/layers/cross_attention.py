@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mim_jax.layers.attention import dot_product_attention
+from mim_jax.layers.dense import DenseGeneral
 from mim_jax.layers.initializers import Initializer
 from mim_jax.layers.rotary import Rotation, rotate
 
@@ -59,7 +60,7 @@ class CrossAttention(nn.Module):
         width = x.shape[-1]
 
         def project(tokens: jax.Array, name: str, kernel_init: Initializer, use_bias: bool) -> jax.Array:
-            return nn.DenseGeneral(
+            return DenseGeneral(
                 (self.heads, width // self.heads),
                 use_bias=use_bias,
                 dtype=self.dtype,
@@ -78,4 +79,4 @@ class CrossAttention(nn.Module):
         dropout = nn.Dropout(self.dropout, deterministic=False) if self.dropout > 0.0 else None
         out = dot_product_attention(query, key, value, bias, valid, self.implementation, dropout)
         out_init = self.kernel_init if self.out_init is None else self.out_init
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=out_init, name="out")(out)
+        return DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=out_init, name="out")(out)

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from mim_jax.layers.block import drop_path, gelu, layer_norm
 from mim_jax.layers.compute import Compute
+from mim_jax.layers.dense import Dense
 from mim_jax.layers.initializers import torch_default_bias, torch_default_kernel
 from mim_jax.layers.patches import patchify, unpatchify
 from mim_jax.layers.placement import split_over_batch
@@ -25,7 +26,7 @@ EPSILON = 1e-5  # of these blocks' norms: PyTorch's default, unlike the transfor
 
 def pointwise(compute: Compute, features: int, fan_in: int, name: str) -> nn.Dense:
     """A 1x1 convolution as PyTorch initialises it."""
-    return nn.Dense(
+    return Dense(
         features,
         dtype=compute.jax_dtype,
         kernel_init=torch_default_kernel,

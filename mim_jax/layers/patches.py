@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from mim_jax.errors import ConfigError
 from mim_jax.layers.compute import Compute
+from mim_jax.layers.dense import Dense
 from mim_jax.layers.initializers import find_scheme
 
 
@@ -67,7 +68,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, patches: jax.Array) -> jax.Array:
         """Maps `[B, N, p*p*C]` to `[B, N, width]`."""
         scheme = find_scheme(self.init_scheme)
-        return nn.Dense(
+        return Dense(
             self.width,
             use_bias=self.use_bias,
             dtype=self.compute.jax_dtype,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mim_jax.layers.attention import dot_product_attention
+from mim_jax.layers.dense import DenseGeneral
 from mim_jax.layers.initializers import Initializer
 
 
@@ -29,7 +30,7 @@ class SubspaceAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, N, D]` to `[B, N, D]`."""
         width = x.shape[-1]
-        w = nn.DenseGeneral(
+        w = DenseGeneral(
             (self.heads, width // self.heads),
             use_bias=False,
             dtype=self.dtype,
@@ -39,6 +40,6 @@ class SubspaceAttention(nn.Module):
         compressed = dot_product_attention(w, w, w, implementation=self.implementation)
         if self.heads == 1:
             return compressed[:, :, 0]
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="out")(
+        return DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=self.kernel_init, name="out")(
             compressed
         )

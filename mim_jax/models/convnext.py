@@ -11,6 +11,7 @@ from mim_jax.errors import ConfigError
 from mim_jax.layers.block import drop_path, gelu, layer_norm
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.convolution import Conv, at_every_site
+from mim_jax.layers.dense import Dense
 from mim_jax.layers.materialize import materialize
 from mim_jax.layers.patches import as_pair
 from mim_jax.layers.placement import split_over_batch
@@ -55,7 +56,7 @@ class ConvNeXtBlock(nn.Module):
         options = dict(dtype=self.compute.jax_dtype, kernel_init=_kernel_init)
         conv = Conv(width, _kernel_init, 7, depthwise=True, use_bias=True, compute=self.compute, name="depthwise")
         norm = layer_norm(self.compute, "norm", EPSILON)
-        fc1, fc2 = nn.Dense(4 * width, name="fc1", **options), nn.Dense(width, name="fc2", **options)
+        fc1, fc2 = Dense(4 * width, name="fc1", **options), Dense(width, name="fc2", **options)
         gamma = self.param("gamma", nn.initializers.constant(self.layer_scale), (width,), jnp.float32)
         rng = self.make_rng("drop_path") if self.stochastic else None
 

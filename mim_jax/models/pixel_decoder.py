@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mim_jax.layers.block import AttentionEdit, BlockStack, layer_norm
 from mim_jax.layers.compute import Compute
+from mim_jax.layers.dense import Dense
 from mim_jax.layers.initializers import find_scheme
 from mim_jax.layers.position import PositionTable, decoder_position
 from mim_jax.masking.token_mask import TokenMask
@@ -45,7 +46,7 @@ class PixelDecoder(nn.Module):
         """
         scheme = find_scheme(self.init_scheme)
         dtype = self.compute.jax_dtype
-        x = nn.Dense(self.width, dtype=dtype, kernel_init=scheme.kernel, name="embed")(latent)
+        x = Dense(self.width, dtype=dtype, kernel_init=scheme.kernel, name="embed")(latent)
         mask_token = self.param("mask_token", scheme.token, (self.width,), jnp.float32)
         table, class_row = PositionTable(self.grid, self.width, self.position, self.class_token, name="position")()
         prefix = int(self.class_token)
@@ -75,9 +76,7 @@ class PixelDecoder(nn.Module):
         x = self.transform(tokens, name, edit)
         x = layer_norm(self.compute, f"{name}norm", self.norm_epsilon)(x)
         kernel_init = find_scheme(self.init_scheme).kernel
-        head = nn.Dense(
-            self.output_dim, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name=f"{name}prediction"
-        )
+        head = Dense(self.output_dim, dtype=self.compute.jax_dtype, kernel_init=kernel_init, name=f"{name}prediction")
         return head(x[:, int(self.class_token) :]).astype(jnp.float32)
 
 

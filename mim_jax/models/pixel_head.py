@@ -6,6 +6,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mim_jax.errors import ConfigError
+from mim_jax.layers.dense import Dense
 from mim_jax.layers.initializers import torch_default_bias, torch_default_kernel
 from mim_jax.models.backbone import Encoder
 
@@ -25,7 +26,7 @@ def build(config: ConfigDict, encoder: Encoder) -> nn.Dense:
             f"image_size {height}x{width} is not divisible by the {ph}x{pw} pixels of which a token of model.backbone "
             f"{config.model.backbone!r} stands when they are predicted; change image_size."
         )
-    return nn.Dense(
+    return Dense(
         ph * pw * config.channels,
         dtype=encoder.compute.jax_dtype,
         kernel_init=torch_default_kernel,

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from mim_jax.errors import ConfigError
 from mim_jax.layers.block import layer_norm
 from mim_jax.layers.compute import Compute
+from mim_jax.layers.dense import Dense
 from mim_jax.layers.initializers import find_scheme
 from mim_jax.layers.patches import as_pair, patch_grid, patchify
 from mim_jax.layers.placement import split_over_batch
@@ -50,7 +51,7 @@ class NormedPatchEmbed(nn.Module):
     def __call__(self, patches: jax.Array) -> jax.Array:
         """Maps `[B, N, p*p*C]` to `[B, N, width]`."""
         scheme = find_scheme(INIT_SCHEME)
-        x = nn.Dense(
+        x = Dense(
             self.width,
             dtype=self.compute.jax_dtype,
             kernel_init=scheme.patch_kernel,
@@ -75,7 +76,7 @@ class PatchMerging(nn.Module):
         # The official order: (even row, even column), (odd, even), (even, odd), (odd, odd).
         x = x.reshape(batch, rows, 2, columns, 2, features).transpose(0, 1, 3, 4, 2, 5)
         x = layer_norm(self.compute, "norm", EPSILON)(x.reshape(batch, rows, columns, 4 * features))
-        return nn.Dense(
+        return Dense(
             2 * features,
             use_bias=False,
             dtype=self.compute.jax_dtype,
