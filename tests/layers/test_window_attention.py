@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,8 @@ import pytest
 
 from mim_jax.layers.block import Block
 from mim_jax.layers.compute import Compute
-from mim_jax.layers.window_attention import EPSILON, WindowBlock, Windows
+from mim_jax.layers.window_attention import EPSILON, WindowBlock, WindowPair, Windows
+from tests.models.hlo import moved_arrays
 
 RATE = jnp.zeros((), jnp.float32)
 
@@ -114,3 +117,22 @@ def test_attention_kernels_agree(shift):
     params = randomized(block(windows), x)
     outputs = [jax.jit(block(windows, compute=Compute(attention=k)).apply)(params, x, RATE) for k in ("einsum", "xla")]
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_activations_move_only_where_heads_are_told_apart_and_windows_cut():
+    """Of each attention query, key, value and output, forward and backward; and between the blocks the map."""
+    module = WindowPair(grid=(6, 6), side=3, heads=2, mlp_hidden=16, compute=Compute(scan=False))
+    # No other axis than the batch's is a multiple of five.
+    x, rates = jax.ShapeDtypeStruct((5, 4, 9, 8), jnp.float32), jnp.zeros((2,))
+    variables = jax.eval_shape(module.init, jax.random.key(0), x, rates)
+
+    def both_passes(variables, x, cotangent):
+        y, backward = jax.vjp(lambda variables, x: module.apply(variables, x, rates)[0], variables, x)
+        return y, backward(cotangent)
+
+    text = jax.jit(both_passes).lower(variables, x, x).compile().as_text()
+    moved = [i for i in moved_arrays(text) if any(n % 5 == 0 for n in i.shape)]
+    heads = [i for i in moved if "/attention/" in i.source and i.shape in ((20, 9, 2, 4), (20, 2, 9, 4))]
+    cuts = [i for i in moved if re.search(r"WindowPair\)+/transpose$", i.source)]
+    assert len(heads) == 2 * 8 and cuts
+    assert len(heads) + len(cuts) == len(moved), [(i.result, i.source) for i in moved]
