@@ -1,5 +1,6 @@
 """Strict JAX for every test: eight simulated devices, no implicit dtype or rank promotion, no legacy keys."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -13,17 +14,25 @@ os.environ.setdefault("XLA_FLAGS", _FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# The networks here are tiny: compiling them costs far more than running them, and twice as much with optimisations on.
+# It is a variable for the sake of the processes that tests start.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
-# The networks here are tiny: compiling them costs far more than running them, and twice as much with optimisations on.
-jax.config.update("jax_disable_most_optimizations", True)
 # Below this, writing a compiled program down costs more than it saves.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+# Orbax has each device save a part of what all of them hold, and compiles a program for every shape and part to cut it
+# out; parts this large no array here has. The setting is not public: should it be gone, tests are slower, that is all.
+ocp.type_handlers.get_type_handler(jax.Array)._min_slice_bytes_for_replica_parallel = 2**20
+# Tracing makes many small objects, nearly all of which live on: looking for garbage among them is a sixth of its cost.
+gc.set_threshold(200_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
