@@ -1,8 +1,9 @@
-"""A training step of any objective on any mesh, without data or a work directory."""
+"""A training step of any objective on any mesh, without data or a work directory; and a run without training."""
 
 from __future__ import annotations
 
 import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from mim_jax.training import sharding
+from mim_jax.training.checkpoint import Checkpointer
+from mim_jax.training.loop import Trainer
 from mim_jax.training.program import Program
 from mim_jax.training.state import TrainState
 from tests.tiny import synthetic_batch
@@ -20,6 +23,15 @@ NUM_EXAMPLES = 64
 def single_device_mesh() -> Mesh:
     """The mesh of a run on one device."""
     return jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1], axis_types=(AxisType.Auto,) * 3)
+
+
+def untrained_run(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """Leaves in `workdir` what a run has there before its first step, for which none need be compiled."""
+    trainer, checkpointer = Trainer(config, workdir), Checkpointer(workdir)
+    trainer._write_config()
+    checkpointer.save(trainer.program.fresh_state(), trainer._meta())
+    checkpointer.close()
+    return workdir
 
 
 class TinyRun(Program):

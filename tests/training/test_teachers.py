@@ -20,12 +20,15 @@ from mim_jax.training.paths import leaf_names
 from mim_jax.training.teachers import section_name
 from tests.processes import rows
 from tests.tiny import clock, tiny_config
+from tests.training.runs import untrained_run
 
 METHOD = "dmae"  # any method with one teacher, here of a part of whose blocks
+# Of one length, so that they share one compiled step.
+LENGTH = {"duration": "2 steps", "checkpoint.every": "2 steps"}
 
 
 def config(**overrides):
-    return tiny_config(METHOD, {"duration": "4 steps", "checkpoint.every": "2 steps", **overrides})
+    return tiny_config(METHOD, {**LENGTH, **overrides})
 
 
 def train(workdir, import_weights=import_with_report, **overrides):
@@ -34,16 +37,21 @@ def train(workdir, import_weights=import_with_report, **overrides):
 
 @pytest.fixture(scope="module")
 def teacher_run(tmp_path_factory):
-    """A run of MAE to learn from."""
-    workdir = tmp_path_factory.mktemp("teacher")
-    Trainer(tiny_config("mae", {"duration": "2 steps", "checkpoint.every": "2 steps"}), workdir).run()
-    return workdir
+    """A run of MAE to learn from, whose weights are not those a student starts with."""
+    return untrained_run(tiny_config("mae", {"seed": 1}), tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, teacher_run):
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, train(workdir, **{"teacher.weights": str(teacher_run)})
+    return workdir, train(workdir, **{"teacher.weights": str(teacher_run), "checkpoint.every": "1 steps"})
+
+
+def without_its_end(workdir, copy):
+    """A copy of a run whose last step is still to be taken."""
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "checkpoints" / "2")
+    return copy
 
 
 def teacher_of(variables):
@@ -63,7 +71,7 @@ def test_it_is_stored_once_and_in_no_checkpoint(finished):
     workdir, _ = finished
     assert (workdir / "teachers").is_dir()
     checkpointer = Checkpointer(workdir, read_only=True)
-    assert checkpointer.steps() == [2, 4]
+    assert checkpointer.steps() == [1, 2]
     for step in checkpointer.steps():
         assert not any("teacher" in name for name in leaf_names(checkpointer.arrays(step)))
         assert checkpointer.meta(step)["teachers"]
@@ -75,27 +83,26 @@ def test_a_restored_run_has_it(finished):
 
 
 def test_a_resumed_run_needs_its_source_no_more_and_is_the_same(finished, teacher_run, tmp_path):
-    source = tmp_path / "source"
-    shutil.copytree(teacher_run, source)
-    overrides = {"teacher.weights": str(source)}
-    expected = train(tmp_path / "whole", **overrides)
-    shutil.copytree(tmp_path / "whole", tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
-    shutil.rmtree(source)
-    resumed = train(tmp_path / "run", **{"teacher.weights": "gone"})
-    jax.tree.map(np.testing.assert_array_equal, resumed.variables, expected.variables)
-    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
+    workdir = without_its_end(finished[0], tmp_path / "run")
+    moved = teacher_run.rename(tmp_path / "elsewhere")
+    try:
+        resumed = train(workdir, **{"teacher.weights": "gone"})
+    finally:
+        moved.rename(teacher_run)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, finished[1].variables)
+    assert [row["step"] for row in rows(workdir)] == [1, 2]
 
 
 def test_the_dtype_of_the_computation_may_change(teacher_run, tmp_path):
     weights = {"teacher.weights": str(teacher_run)}
     with jax.numpy_dtype_promotion("standard"):  # Flax's LayerNorm mixes its float32 statistics with bfloat16 inputs
-        half = train(tmp_path / "half", **weights, **{"duration": "2 steps", "compute.dtype": "bfloat16"})
+        half = train(tmp_path / "half", **weights, **{"checkpoint.every": "1 steps", "compute.dtype": "bfloat16"})
         kernel = teacher_of(half.variables)["patch_embed"]["projection"]["kernel"]
         assert kernel.dtype == jax.numpy.bfloat16
-        overrides = {**weights, "compute.dtype": "float32", "duration": "4 steps"}
-        whole = Trainer(config(**overrides), tmp_path / "half", allow_config_change=True).run()
-        restored = load_run(tmp_path / "half").variables
+        workdir = without_its_end(tmp_path / "half", tmp_path / "whole")
+        overrides = {**weights, "compute.dtype": "float32"}
+        whole = Trainer(config(**overrides), workdir, allow_config_change=True).run()
+        restored = load_run(workdir).variables
     np.testing.assert_array_equal(
         teacher_of(whole.variables)["patch_embed"]["projection"]["kernel"], kernel.astype(np.float32)
     )
@@ -108,7 +115,7 @@ def test_a_run_of_another_number_of_devices_can_teach(teacher_run, finished, tmp
     saved = json.loads((source / "config.json").read_text())
     saved["mesh"] = {"data": 1, "fsdp": 4, "tensor": 1}
     (source / "config.json").write_text(json.dumps(saved))
-    state = train(tmp_path / "run", **{"teacher.weights": str(source), "duration": "2 steps"})
+    state = train(tmp_path / "run", **{"teacher.weights": str(source)})
     jax.tree.map(np.testing.assert_array_equal, teacher_of(state.variables), teacher_of(finished[1].variables))
 
 
@@ -116,7 +123,7 @@ def test_a_run_of_another_number_of_devices_can_teach(teacher_run, finished, tmp
 def test_what_is_wrong_with_a_stored_teacher_costs_no_checkpoint(finished, teacher_run, tmp_path, damage):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
-    overrides = {"teacher.weights": str(teacher_run), "duration": "6 steps"}
+    overrides = {"teacher.weights": str(teacher_run), "duration": "4 steps"}
     stored = workdir / "teachers"
     if damage == "another":
         teacher = jax.tree.map(lambda x: x + 1, {"teacher": teacher_of(finished[1].variables)})
@@ -129,7 +136,7 @@ def test_what_is_wrong_with_a_stored_teacher_costs_no_checkpoint(finished, teach
     reason = {"missing": "is missing", "another": "are not those of the checkpoint", "unreadable": "cannot be read"}
     with pytest.raises(CheckpointError, match=f"{reason[damage]}.*put the folder back"):
         Trainer(config(**overrides), workdir, allow_config_change=True).run()
-    assert Checkpointer(workdir, read_only=True).steps() == [2, 4]
+    assert Checkpointer(workdir, read_only=True).steps() == [1, 2]
     assert not (workdir / "damaged").exists()
 
 
@@ -152,19 +159,22 @@ def test_what_the_student_starts_from_is_not_silently_the_teacher_too(teacher_ru
 
 def test_a_random_one_is_said_to_be(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        train(tmp_path, **{"teacher.weights": "random", "duration": "2 steps"})
+        train(tmp_path, **{"teacher.weights": "random"})
     assert "'teacher' is random" in caplog.text
 
 
+def kernel(variables):
+    """Of the student's patch embedding."""
+    return variables["params"]["encoder"]["patch_embed"]["projection"]["kernel"]
+
+
 def test_without_weights_of_its_own_it_takes_those_of_init_from(teacher_run, finished, tmp_path):
-    overrides = {"teacher.weights": "", "init_from": str(teacher_run), "init_parts": (), "duration": "2 steps"}
+    overrides = {"teacher.weights": "", "init_from": str(teacher_run), "init_parts": ()}
     state = train(tmp_path, **overrides)
     jax.tree.map(np.testing.assert_array_equal, teacher_of(state.variables), teacher_of(finished[1].variables))
-    fresh = mim_jax.create(config()).init(jax.random.key(0), mim_jax.create(config()).batch_spec())
-    moved = np.abs(
-        state.variables["params"]["encoder"]["patch_embed"]["projection"]["kernel"]
-        - fresh["params"]["encoder"]["patch_embed"]["projection"]["kernel"]
-    )
+    objective = mim_jax.create(config())
+    start = jax.jit(lambda rng: kernel(objective.init(rng, objective.batch_spec())))(jax.random.key(0))
+    moved = np.abs(kernel(state.variables) - start)
     assert moved.max() < 4e-3  # a step or two from its own start, not the teacher's weights
 
 
@@ -181,7 +191,7 @@ def test_a_run_that_does_not_fit_is_refused(teacher_run, tmp_path):
 def test_a_weights_file_is_read_through_its_layout(teacher_run, finished, tmp_path):
     run = load_run(teacher_run)
     file = mim_jax.export_weights(run.objective, run.variables, tmp_path, layout="facebookresearch/mae")
-    overrides = {"teacher.weights": str(file), "duration": "2 steps"}
+    overrides = {"teacher.weights": str(file)}
     with pytest.raises(ConfigError, match=r"set teacher\.layout too"):
         train(tmp_path / "a", **overrides)
     with pytest.raises(ConfigError, match=r"use mim_jax\.train\.train"):
