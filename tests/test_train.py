@@ -32,9 +32,10 @@ def test_a_restart_finds_what_the_first_start_compiled(tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     cache = tmp_path / "compilation_cache"
+    short = {"duration": "2 steps", "schedule.warmup": "1 steps"}
     found = []
     for _ in range(2):
-        done = subprocess.run(command(tmp_path), cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command(tmp_path, short), cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found.append({path.name for path in cache.iterdir() if "train_step" in path.name})
         shutil.rmtree(tmp_path / "checkpoints")  # so that the second one compiles its step again
