@@ -25,7 +25,7 @@ MESH = {"mesh.data": 4, "mesh.fsdp": 2, "mesh.tensor": 1}
 
 
 def config(**overrides):
-    sizes = {"model.width": 64, "model.heads": 4, "decoder.width": 64, "decoder.heads": 4}
+    sizes = {"model.width": 64, "model.heads": 4, "decoder.width": 64, "decoder.heads": 4, "decoder.depth": 1}
     return tiny_config("mae", {"compute.scan": False, **sizes, **MESH, **overrides})
 
 
