@@ -69,6 +69,13 @@ def _read_row(table: dict[str, Any]) -> Row:
     return Row(**table, stacks=stacks)
 
 
+def choose(rows: list[Row], names: list[str], suite: str) -> list[Row]:
+    """The rows of these names, or all where none are given; raises ConfigError if the suite lacks one."""
+    if unknown := set(names) - {row.name for row in rows}:
+        raise ConfigError(f"The suite {suite} has no {', '.join(sorted(unknown))}.")
+    return [row for row in rows if not names or row.name in names]
+
+
 def run_directory(runs: pathlib.Path, row: Row, seed: int, settings: dict[str, int]) -> pathlib.Path:
     """Where one run goes."""
     return runs / f"{row.name}-{settings['steps']}x{settings['batch_size']}-seed{0 if row.once else seed}"
@@ -178,12 +185,9 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
     if config_path:
         raise ConfigError("A suite names its configs itself; leave out --config.")
     suite, rows = read_suite(given.suite)
-    unknown = set(given.methods) - {row.name for row in rows}
-    if unknown:
-        raise ConfigError(f"The suite {given.suite} has no {', '.join(sorted(unknown))}.")
+    chosen = choose(rows, given.methods, given.suite)
     out, settings = pathlib.Path(given.out), {"steps": given.steps, "batch_size": given.batch_size}
     results = earlier_results(out / f"{given.suite}.json", settings)
-    chosen = [row for row in rows if not given.methods or row.name in given.methods]
     wanted = [(row, seed) for seed in range(given.seeds) for row in chosen if not (row.once and seed)]
     done = {(result["method"], result["seed"]) for result in results}
     missing = [(row, seed) for row, seed in wanted if (row.name, seed) not in done]

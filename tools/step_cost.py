@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 from benchmark import ROOT, machine, measure
 from ml_collections import ConfigDict
-from reproduce import read_suite
+from reproduce import choose, read_suite
 from suite_report import Row
 
 import mim_jax
@@ -52,7 +52,8 @@ def report(
         f"The papers' recipes at {batch_size} images a step, one after another on one machine; all figures but the",
         f"share of the masks are relative to {baseline}. *Predicted* is the work of the transformer blocks that a",
         "method's tokens need, by hand from its paper: three passes over what is trained, one over a teacher.",
-        "*Counted* are all matrix products and convolutions of the traced step, *measured* its seconds.",
+        "*Counted* are all matrix products and convolutions of the traced step, *measured* its seconds. *Masks and",
+        "gather* is the share of choosing what is hidden; where a network has a say in it, with that network's pass.",
         "",
         "| method | blocks | predicted | counted | measured | measured / predicted | masks and gather |",
         "|---|---|---|---|---|---|---|",
@@ -93,9 +94,7 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
         raise ConfigError("A suite names its recipes itself; leave out --config.")
     suite, rows = read_suite(given.suite)
     baseline = suite["baseline"]
-    if unknown := set(given.methods) - {row.name for row in rows}:
-        raise ConfigError(f"The suite {given.suite} has no {', '.join(sorted(unknown))}.")
-    chosen = [row for row in rows if row.recipe and (not given.methods or row.name in (baseline, *given.methods))]
+    chosen = [row for row in choose(rows, given.methods and [baseline, *given.methods], given.suite) if row.recipe]
     if baseline not in [row.name for row in chosen]:
         raise ConfigError(
             f"The suite {given.suite} names no recipe for {baseline}, which all others are compared with."
