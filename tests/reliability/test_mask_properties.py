@@ -26,6 +26,7 @@ from mim_jax.errors import ConfigError
 from mim_jax.masking.attentive import attentive_mask
 from mim_jax.masking.block import block_mask
 from mim_jax.masking.color_noise import COLORS, color_noise, noise_mask
+from mim_jax.masking.complementary import complementary_views
 from mim_jax.masking.disjoint import DisjointMasks, random_disjoint_masks
 from mim_jax.masking.disjoint_cells import DisjointCellSampler, DisjointViews
 from mim_jax.masking.frequency import FrequencyFilter, low_pass
@@ -242,6 +243,22 @@ def check_disjoint_views(views: DisjointViews, batch: int, **sizes: Any) -> None
 
 
 @st.composite
+def complementary_tokens(draw) -> dict[str, Any]:
+    return dict(num_views=draw(st.integers(1, 6)), keep=draw(st.integers(1, 60)))
+
+
+def sample_complementary(rng: jax.Array, batch: int, num_views: int, keep: int) -> TokenMask:
+    noise = jax.random.uniform(rng, (batch, num_views * keep), jnp.float32)
+    return complementary_views(TokenMask.from_noise(noise, keep))
+
+
+def check_complementary_views(views: TokenMask, batch: int, num_views: int, keep: int) -> None:
+    check_token_mask(views, batch * num_views, num_views * keep, keep)
+    shown = (~np.asarray(views.mask)).reshape(batch, num_views, num_views * keep)
+    assert (shown.sum(axis=1) == 1).all()  # every token in one view of its image
+
+
+@st.composite
 def groups(draw) -> dict[str, Any]:
     group_size = draw(st.integers(1, 6))
     return dict(num_patches=group_size * draw(st.integers(1, 60)), group_size=group_size)
@@ -343,6 +360,12 @@ FAMILIES = {
         lambda rng, batch, **sizes: DisjointCellSampler(**sizes)(rng, batch),
         check_disjoint_views,
     ),
+    "complementary_views": Family(
+        complementary_tokens(),
+        (dict(num_views=4, keep=49), dict(num_views=3, keep=1)),
+        sample_complementary,
+        check_complementary_views,
+    ),
     "random_owners": Family(
         groups(),
         (dict(num_patches=196, group_size=4), dict(num_patches=3, group_size=3)),
@@ -434,6 +457,7 @@ PARTS = {"Windows", "cut_windows", "draw_windows", "gaussian_response", "load_st
     "tokens_per_cell",
     "Visible",
     *("DisjointMasks", "check_disjoint", "DisjointViews"),
+    *("check_complementary", "first_views_first"),
     *("MixedMask", "join_groups", "part_groups", "check_groups"),
     *("SelectedTokens", "Curriculum", "choose_ranks", "draw", "patch_scores", "gradient_magnitude", "gaussian_window"),
     *("low_pass", "keep_frequencies", "Downsampling", "GaussianBlur", "GaussianNoise"),
