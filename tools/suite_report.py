@@ -43,6 +43,7 @@ class Blocks:
         """In a few words, such as `2 x 12x768 on 50, forward`."""
         text = f"{self.depth}x{self.width} on {self.tokens}"
         text = text if self.times == 1.0 else f"{self.times:g} x {text}"
+        text = text if self.keys is None else f"{text}, {self.keys} keys"
         text = text if self.memory is None else f"{text} and {self.memory[0]}"
         return text if self.trained else f"{text}, forward"
 
