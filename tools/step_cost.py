@@ -33,7 +33,7 @@ MARGIN = 0.1  # of the prediction, by which a method's step may cost more
 def recipe_config(row: Row, batch_size: int, overrides: dict[str, str]) -> ConfigDict:
     """The config of a row's recipe at a batch that fits on this machine."""
     config = mim_jax.load_config(str(ROOT / "configs" / f"{row.recipe}.py"))
-    for key, value in {"batch_size": batch_size, "accumulation_steps": 1, **row.recipe_changes}.items():
+    for key, value in {"batch_size": batch_size, "accumulation_steps": 1}.items():
         override(config, key, value)
     return apply_overrides(config, overrides)
 

@@ -66,7 +66,6 @@ class Row:
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)  # config values of this row alone, by dotted name
     once: bool = False  # trained from one seed, since it is only there for others to learn from
     recipe: str = ""  # the paper's recipe under configs/, of which the cost of a step is measured
-    recipe_changes: dict[str, Any] = dataclasses.field(default_factory=dict)  # config values for that, by dotted name
     stacks: tuple[Blocks, ...] = ()  # what the recipe's method needs for an image
 
     def predicted_flops(self) -> float:

@@ -152,16 +152,15 @@ def graft(
 
     def pick(name: str, leaf: jax.Array) -> Any:
         collection, _, rest = name.partition("/")
+        wanted = name
         if is_task and collection == "state":  # an average starts as what it is an average of
             rest = rest.removeprefix("averaged/")
-        if parts is not None and rest.split("/")[0] not in parts:
-            left.append(name)
-            return leaf
-        wanted = name
-        if is_task and collection == "state":
             wanted = f"state/{rest}"
         elif is_task and rest.startswith("encoder/"):
             wanted = f"{origin}/{rest}"
+        if parts is not None and rest.split("/")[0] not in parts:
+            left.append(name)
+            return leaf
         found = available.get(wanted)
         if found is not None and found.shape == leaf.shape:
             loaded.append(name)

@@ -66,7 +66,7 @@ def test_the_report_compares_with_the_prediction(tools):
 
 def test_a_recipe_is_measured_at_one_batch_without_accumulation(tools):
     Row = tools["suite_report"].Row
-    row = Row("lut", "x", "", "unsaid", recipe="lut_vit_b16_in1k", recipe_changes={"bc_weight": 0.5})
-    config = tools["step_cost"].recipe_config(row, 8, {"compute.scan": "False"})
+    row = Row("lut", "x", "", "unsaid", recipe="lut_vit_b16_in1k")
+    config = tools["step_cost"].recipe_config(row, 8, {"compute.scan": "False", "bc_weight": "0.5"})
     assert (config.batch_size, config.accumulation_steps, config.bc_weight) == (8, 1, 0.5)
     assert config.compute.scan is False
