@@ -4,9 +4,10 @@
                               [--out=docs/reproduction] [--config.compute.scan=False ...]
 
 A row of `tools/suites/<suite>.toml` says which recipe is run (`recipe`) and which transformer blocks its method needs
-for an image (`stacks`). The prediction is the work of these blocks alone, so that dense work that a method would hide
-elsewhere shows: in what is counted in the traced step, or in the seconds. Results go to `<out>/<suite>_cost.json` as
-they come and are never measured twice; `<out>/<suite>_cost.md` is the report. Wants a quiet machine.
+for an image (`stacks`; `elsewhere` what else is much). The prediction is the work of these alone, so that dense work
+that a method would hide shows: in what is counted in the traced step, or in the seconds. Results go to
+`<out>/<suite>_cost.json` as they come and are never measured twice; `<out>/<suite>_cost.md` is the report. Wants a
+quiet machine.
 """
 
 from __future__ import annotations
@@ -69,10 +70,9 @@ def report(
         cost = base["images_per_second"]["median"] / own["images_per_second"]["median"]
         if cost > (1.0 + MARGIN) * predicted:
             dear.append(row.name)
-        blocks = ", ".join(stack.describe() for stack in row.stacks)
         lines.append(
-            f"| {row.name} | {blocks} | {predicted:.2f} | {counted:.2f} | {cost:.2f} | {cost / predicted:.2f} "
-            f"| {own['masking_share']:.2%} |"
+            f"| {row.name} | {row.describe_work()} | {predicted:.2f} | {counted:.2f} | {cost:.2f} "
+            f"| {cost / predicted:.2f} | {own['masking_share']:.2%} |"
         )
     lines += ["", f"More than {MARGIN:.0%} above the prediction: {', '.join(dear) or 'none'}.", ""]
     return "\n".join(lines)

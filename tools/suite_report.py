@@ -67,10 +67,16 @@ class Row:
     once: bool = False  # trained from one seed, since it is only there for others to learn from
     recipe: str = ""  # the paper's recipe under configs/, of which the cost of a step is measured
     stacks: tuple[Blocks, ...] = ()  # what the recipe's method needs for an image
+    elsewhere: float = 0.0  # work for an image that is not in such blocks, in GFLOP, where that is much
 
     def predicted_flops(self) -> float:
-        """Work of a step for an image in transformer blocks."""
-        return sum(stack.flops() for stack in self.stacks)
+        """Work of a step for an image."""
+        return sum(stack.flops() for stack in self.stacks) + 1e9 * self.elsewhere
+
+    def describe_work(self) -> str:
+        """All of it in a few words."""
+        parts = [stack.describe() for stack in self.stacks]
+        return ", ".join([*parts, f"{self.elsewhere:g} GFLOP elsewhere"] if self.elsewhere else parts)
 
 
 def spread(values: list[float]) -> str:

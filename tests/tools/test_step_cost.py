@@ -64,6 +64,13 @@ def test_the_report_compares_with_the_prediction(tools):
     assert "More than 10% above the prediction: hpm." in lines
 
 
+def test_work_outside_of_blocks_is_predicted_too(tools):
+    block = tools["suite_report"].Blocks(depth=1, width=8, tokens=4)
+    row = tools["suite_report"].Row("cae", "x", "", "unsaid", stacks=(block,), elsewhere=2.5)
+    assert row.predicted_flops() == block.flops() + 2.5e9
+    assert row.describe_work() == "1x8 on 4, 2.5 GFLOP elsewhere"
+
+
 def test_a_recipe_is_measured_at_one_batch_without_accumulation(tools):
     Row = tools["suite_report"].Row
     row = Row("lut", "x", "", "unsaid", recipe="lut_vit_b16_in1k")
