@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -21,6 +22,7 @@ from mim_jax.masking.visible import Visible
 from mim_jax.models import vit
 from mim_jax.models.encoder import Encoder
 
+_SIZES = {"S": (384, 11, 6, (128, 256)), "B": (768, 11, 12, (256, 384)), "L": (1024, 23, 16, (384, 768))}
 _SIDES = (4, 2)  # positions of a patch along each axis in the two stages: strides 4 and 8 for patches of 16
 
 
@@ -189,6 +191,20 @@ class ConvViT(Encoder, nn.Module):
         if fused is not None:
             x = x + fused
         return split_over_batch(layer_norm(self.compute, "norm")(x)) if self.final_norm else x
+
+
+def conv_vit_size(name: str) -> dict[str, Any]:
+    """What a `model` section of size S, B or L has: `width`, `depth` and `heads` of the ViT, `stages` before it.
+
+    The official code has B alone. L is the one that DMJD builds; S is the paper's as it is commonly told, unconfirmed.
+
+    Raises:
+      ConfigError: there is no such size.
+    """
+    if name not in _SIZES:
+        raise ConfigError(f"There is no ConvViT size {name!r}; choose one of {', '.join(_SIZES)}.")
+    width, depth, heads, widths = _SIZES[name]
+    return dict(width=width, depth=depth, heads=heads, stages=dict(widths=widths, depths=(2, 2)))
 
 
 def stage_config(mlp_ratio: float = 4.0) -> ConfigDict:

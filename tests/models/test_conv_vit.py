@@ -107,6 +107,22 @@ def test_layer_decay_counts_the_convolutional_stages_as_embedding(variables):
     assert float(scales["head"]) == float(scales["encoder"]["norm"]["scale"]) == 1.0
 
 
+@pytest.mark.parametrize(("size", "count"), [("S", None), ("B", 88_932_736 - 196 * 768), ("L", None)])
+def test_standard_sizes(size, count):
+    config = mim_jax.default_config(method="convmae")
+    config.model.update(conv_vit.conv_vit_size(size))
+    encoder = conv_vit.build(config)
+    variables = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    widths = conv_vit.conv_vit_size(size)["stages"]["widths"]
+    assert variables["params"]["stem"]["embed2"]["norm"]["scale"].shape == widths[1:]
+    assert count in (None, sum(leaf.size for leaf in jax.tree.leaves(variables["params"])))
+
+
+def test_an_unknown_size_is_refused():
+    with pytest.raises(ConfigError, match="'H'; choose one of S, B, L"):
+        conv_vit.conv_vit_size("H")
+
+
 def test_the_backbone_of_a_config_is_found_by_its_name():
     config = mim_jax.resolve(TINY)
     assert type(backbone.build(config)) is conv_vit.ConvViT
