@@ -15,6 +15,7 @@ from mim_jax.layers.tubes import as_clips
 from mim_jax.masking.multiblock3d import ClipMask
 from mim_jax.models import tube_predictor, video_teacher
 from mim_jax.models.masked_clips import MaskedClips
+from mim_jax.targets.features import normalized_features
 
 
 class SALT(MaskedClips):
@@ -61,5 +62,5 @@ class SALT(MaskedClips):
         target = self.taught(variables, batch)["latents"]
         if self.config.normalize_targets:
             # PyTorch's default epsilon, as in V-JEPA; its networks use 1e-6.
-            target = jax.nn.standardize(target, axis=-1, epsilon=1e-5)
+            target = normalized_features(target, epsilon=1e-5)
         return self._regress(variables, clips, target, masks, rng, jnp.abs, "prediction")

@@ -15,6 +15,7 @@ from mim_jax.masking.multiblock import BlockMasks, MultiBlockSampler
 from mim_jax.masking.token_mask import take_tokens
 from mim_jax.models import predictor, vit
 from mim_jax.models.ema import copy_tree, linear_momentum, move_teacher
+from mim_jax.targets.features import normalized_features
 
 Ids = tuple[jax.Array, ...]
 
@@ -83,9 +84,9 @@ class JointEmbedding(Objective):
 
     def _encode_intact(self, variables: Variables, images: jax.Array) -> jax.Array:
         """The teacher's latents of intact images, normalised without affine parameters: `[B, N, D]` float32."""
-        latent = self.encoder.apply({"params": variables["teacher"]["encoder"]}, images).astype(jnp.float32)
+        latent = self.encoder.apply({"params": variables["teacher"]["encoder"]}, images)
         # The official code normalises with PyTorch's default epsilon, 1e-5; its networks use 1e-6.
-        return jax.nn.standardize(latent, axis=-1, epsilon=1e-5)
+        return normalized_features(latent, epsilon=1e-5)
 
     def _encode_contexts(
         self, variables: Variables, images: jax.Array, context_ids: Ids, rng: jax.Array | None

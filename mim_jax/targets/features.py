@@ -9,7 +9,11 @@ import optax
 
 def normalized_features(features: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """`features [..., C]` with mean 0 and variance 1 over the channels, float32: a LayerNorm without parameters."""
-    return jax.nn.standardize(features.astype(jnp.float32), axis=-1, epsilon=epsilon)
+    features = features.astype(jnp.float32)
+    centred = features - features.mean(axis=-1, keepdims=True)
+    # About the mean, as PyTorch takes it: `jax.nn.standardize` takes the mean's square off, and digits with it.
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + epsilon)
 
 
 def smooth_l1(prediction: jax.Array, target: jax.Array, beta: float) -> jax.Array:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from mim_jax.contract import Batch, Clock, Masks, Objective, Variables
 from mim_jax.layers.batch_norm import initial_statistics, normalize, normalize_batch
 from mim_jax.models import backbone, statistics, vit
+from mim_jax.targets.features import normalized_features
 from mim_jax.targets.labels import check_num_classes, read_labels
 
 
@@ -79,7 +80,7 @@ class LinearProbe(Objective):
         tokens, _ = statistics.apply(self.encoder, variables, "encoder", images, collection="teacher")
         features = self.encoder.split(tokens)
         if self.norm_after_pooling:
-            features["pooled"] = jax.nn.standardize(features["pooled"], axis=-1, epsilon=1e-6)
+            features["pooled"] = normalized_features(features["pooled"], epsilon=1e-6)
         return features
 
     def predict(self, variables: Variables, images: jax.Array) -> jax.Array:

@@ -76,6 +76,15 @@ def test_targets_are_standardised_with_the_official_epsilon(ijepa, variables, ba
         np.testing.assert_allclose(aux["target"][index * 4 : index * 4 + 4], block, atol=1e-5)
 
 
+def test_targets_keep_their_digits_where_a_token_has_a_large_mean(variables, batch, masks, loss):
+    """As one of the teacher's final norm may: its bias here is 30 in every channel."""
+    encoder = variables["teacher"]["encoder"]
+    norm = {**encoder["norm"], "bias": encoder["norm"]["bias"] + 30.0}
+    shifted = {**variables, "teacher": {"encoder": {**encoder, "norm": norm}}}
+    targets = [loss(given, batch, masks)[1]["target"] for given in (shifted, variables)]
+    np.testing.assert_allclose(*targets, rtol=0, atol=2e-5)
+
+
 def test_loss_is_smooth_l1_with_beta_one(variables, batch, masks, loss):
     value, aux = loss(variables, batch, masks)
     d = np.abs(np.asarray(aux["prediction"] - aux["target"]))

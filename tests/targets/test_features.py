@@ -14,6 +14,13 @@ def test_normalized_features_are_a_layer_norm_without_parameters():
     assert normalized_features(jnp.asarray(FEATURES, jnp.bfloat16)).dtype == jnp.float32
 
 
+def test_a_mean_far_above_the_deviation_costs_no_digits():
+    """`mean(x^2) - mean(x)^2` would be off by a thousandth: PyTorch takes the variance about the mean."""
+    features = 20.0 * FEATURES + np.float32(1000.0)
+    expected = torch.nn.functional.layer_norm(torch.tensor(features).double(), (16,), eps=1e-5)
+    np.testing.assert_allclose(normalized_features(jnp.asarray(features), 1e-5), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("distance", [0.0, 0.5, -1.9, 2.0, 2.1, -7.0])
 def test_smooth_l1_of_beta_2(distance):
     found = smooth_l1(jnp.asarray(FEATURES + np.float32(distance)), jnp.asarray(FEATURES), 2.0)
