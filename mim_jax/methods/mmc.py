@@ -90,7 +90,7 @@ class MMC(Objective):
         self.prototypes = prototype_head.build(config.prototypes, self.encoder.init_scheme, compute)
         # The same two layers; the projector's output is normalised as well.
         self.projector = self.predictor = ProjectionHead(projector.hidden, projector.output, compute)
-        self.head = None if config.drop_tokens else pixel_head.build(config, self.encoder)
+        self.head = None if config.drop_tokens else pixel_head.build(config, self.encoder, self.encoder.init_scheme)
         self.decoder = pixel_decoder.build(config, self.encoder) if config.drop_tokens else None
 
     def batch_spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.numpy import load_file
 
 import mim_jax
 from mim_jax.masking.multiblock import BlockMasks
@@ -106,7 +107,7 @@ def all_targets(states, images, mode="official", kind="cross-attn"):
 
 def reference(states, images, contexts, targets, mode, context_kind="cross-attn", target_kind="cross-attn"):
     """Prediction, target and loss of dmt_jepa.md."""
-    full = all_targets(states, images, mode, target_kind)
+    full = all_targets(states, images, mode, target_kind).detach()
     target = torch.cat([official.gather(full, ids) for ids in targets for _ in contexts])
     state = states["predictor"]
     positions = state["predictor_pos_embed"].expand(len(images), -1, -1)
@@ -211,6 +212,27 @@ def test_gradients_reach_the_heads_student_only(dmt, variables, images, masks):
     gradients = jax.jit(jax.grad(value))(variables)
     assert not any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["teacher"]))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["params"]))
+
+
+def test_every_gradient_is_pytorchs(dmt, variables, states, images, ids, masks, tmp_path):
+    trained = {
+        part: {name: t.clone().requires_grad_("pos_embed" not in name) for name, t in state.items()}
+        for part, state in states.items()
+    }
+    reference(trained, images, *ids, "own")[2].backward()
+
+    def value(params):
+        return dmt.loss({**variables, "params": params}, official.as_batch(images), masks, None, clock())[0]
+
+    gradients = {**variables, "params": jax.jit(jax.grad(value))(variables["params"])}
+    # The rules that carry weights out carry gradients too.
+    ours = load_file(mim_jax.export_weights(dmt, gradients, tmp_path, LAYOUT))
+    for part in ("encoder", "predictor", "head"):
+        scale = max(t.grad.abs().max().item() for t in trained[part].values() if t.requires_grad)
+        for name, t in trained[part].items():
+            if t.requires_grad:
+                theirs = t.grad.numpy()
+                np.testing.assert_allclose(ours[f"{part}.{name}"], theirs, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
 
 def test_with_identities_for_heads_it_is_ijepa(dmt, variables, images, masks, monkeypatch):

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -211,6 +212,28 @@ def test_terms_centre_and_statistics_equal_pytorchs(kind, variables, states, bat
         np.testing.assert_allclose(statistics["variance"], student[f"{theirs}.running_var"], rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["class", "patch"])
+def test_every_gradient_is_pytorchs(kind, variables, states, batch, masks):
+    fixed = ("pos_embed", "running")
+    student = {name: t.clone().requires_grad_(not any(x in name for x in fixed)) for name, t in states[0].items()}
+    views = [torch.from_numpy(np.array(batch[name])).permute(0, 3, 1, 2) for name in ("image", "view2")]
+    hidden = [torch.from_numpy(np.array(view.hidden.mask)) for view in masks]
+    centre = torch.from_numpy(np.array(variables["state"]["centre"]))
+    sum(torch_mmc(student, states[1], views, hidden, centre, kind)[0].values()).backward()
+    objective = make(distil_target=kind)
+
+    def value(params):
+        return objective.loss({**variables, "params": params}, batch, masks, None, clock())[0]
+
+    ours = jax.jit(jax.grad(value))(variables["params"])
+    theirs = carry_over({name: t if t.grad is None else t.grad for name, t in student.items()})
+    # By the largest gradient of a part: those of key biases are rounding alone.
+    for part, gradients in theirs.items():
+        scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5 * scale, err_msg=part)
+        jax.tree.map(close, ours[part], gradients)
+
+
 @pytest.mark.parametrize("target", ["class", "patch"])
 def test_different_counts_in_each_image_run_over_all_tokens_alike(variables, batch, masks, target):
     """Masks that do not say that all rows hide equally many give the same loss by the longer way."""
@@ -236,6 +259,20 @@ def test_parameter_counts():
     assert count["prototypes"] == 384 * 2048 + 2048 + 2048 * 2048 + 2048 + 2048 * 256 + 256 + 256 * 8192
     assert count["head"] == 385 * 768
     assert variables["teacher"].keys() == {"encoder", "prototypes", "projector"}
+
+
+def test_every_linear_layer_starts_as_maes(mmc, batch):
+    """Xavier-uniform and without a bias, the head of pixels too, which in SimMIM starts as PyTorch's convolutions."""
+    params = jax.jit(lambda: mmc.init(jax.random.key(0), batch))()["params"]
+    parts = {name: params[name] for name in ("head", "projector", "predictor", "prototypes")}
+    leaves = jax.tree_util.tree_leaves_with_path(parts)
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if leaf.ndim == 2:
+            limit = math.sqrt(6 / sum(leaf.shape))
+            assert 0.9 * limit < float(np.abs(leaf).max()) <= limit, name
+        else:
+            assert np.unique(leaf).tolist() == [float(name.endswith("scale"))], name
 
 
 def is_zero(tree):
