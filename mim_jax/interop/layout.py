@@ -219,6 +219,14 @@ class Context:
                 f"This weights layout is for model.backbone={backbone!r}, not {self.config.model.backbone!r}."
             )
 
+    def mask_token_width(self, part: str) -> int:
+        """Channels of a decoder's or predictor's mask tokens, to which its positions are added; 0 where it has none.
+
+        Parts of one name are of many kinds, and so are the sections of the config they are built from.
+        """
+        names = (f"{part}/mask_token", f"{part}/mask_tokens")
+        return next((self.shapes[name].shape[-1] for name in names if name in self.shapes), 0)
+
     def positions(
         self,
         name: str,
@@ -231,11 +239,12 @@ class Context:
         """A position table `[1, (1 +) h * w, width]`: a rule where it is trained here, else a check of the fixed one.
 
         `optional` means that the format leaves the table out where there are no positions; otherwise that is all zeros.
+        A part without channels has none.
         """
         path = f"{part}/position/table"
         encoder = part.endswith("/encoder") or part == self.encoder
         none = encoder and self.config.model.position in ("none", "rope")
-        if path in self.shapes or part_of(part) not in self.parts or (none and optional):
+        if path in self.shapes or part_of(part) not in self.parts or not width or (none and optional):
             return [Rule((name,), path, axes.POSITIONS, grid=self.grid, resize=resize)], []
         remedy = "set model.position='learned' to use the source's own" if encoder else "it cannot be changed here"
         if none:

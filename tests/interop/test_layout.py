@@ -7,7 +7,8 @@ import pytest
 
 import mim_jax
 from mim_jax.errors import WeightsError
-from mim_jax.interop.layout import Fused, Rule, find_layout, layout_names
+from mim_jax.interop.layout import Fused, Rule, best_layout, find_layout, layout_names, make_context
+from tests.tiny import METHODS, tiny_config
 
 # Objectives that between them have every part a layout knows.
 OBJECTIVES = ("mae", "simmim", "ijepa", "dmjd", "convmae", "crate_mae", "classification", "linear_probe")
@@ -37,6 +38,12 @@ def test_names_and_paths_are_unique_and_shapes_agree(tiny, name, objective):
     names += [fixed.name for fixed in layout.fixed]
     assert len(set(paths)) == len(paths) > 0
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_better_layout_is_looked_for_whatever_the_method(method):
+    """In all of them, those too for which its decoder, its predictor or its teacher is of another kind."""
+    assert best_layout(make_context(mim_jax.create(tiny_config(method))), ["foreign"]) is None
 
 
 def test_a_misspelt_layout_names_the_nearest(tiny):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.numpy import load_file
 
 import mim_jax
 from mim_jax.data import check_views
@@ -84,9 +85,13 @@ def official_states(kind, outputs=WIDTH):
     }
 
 
+def trainable(states):
+    return {part: {name: x.requires_grad_() for name, x in state.items()} for part, state in states.items()}
+
+
 def wrapped(states):
     """As a training checkpoint has them."""
-    parts = {part: {f"module.backbone.{name}": x for name, x in state.items()} for part, state in states.items()}
+    parts = {part: {f"module.backbone.{n}": x.detach() for n, x in state.items()} for part, state in states.items()}
     return {**parts, "epoch": 300, "opt": {"state": {0: torch.zeros(3)}}}
 
 
@@ -233,19 +238,53 @@ def test_with_the_student_as_teacher_it_is_v_jepa():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stage_one_is_official_on_hand_made_lists(kind):
-    pixels = math.prod((TUBELET, PATCH, PATCH, 3)) if kind == "clips" else PATCH * PATCH * 3
-    states = official_states(kind, pixels)
+def test_stage_one_is_official_on_hand_made_lists(kind, tmp_path):
+    """Its decoder has the form of a predictor, and the official name of one."""
+    states = official_states(kind, math.prod((TUBELET, PATCH, PATCH, 3)) if kind == "clips" else PATCH * PATCH * 3)
+    del states["target_encoder"]
     objective = make("salt_pixel", kind, decoder=dict(width=PREDICTOR, depth=2, heads=2))
-    # The decoder has the form of a predictor, whose official names carry it.
-    params = mim_jax.import_weights(make_salt(kind, pixels), wrapped(states), LAYOUT, strict=True)["params"]
-    variables = {"params": {"encoder": params["encoder"], "decoder": params["predictor"]}}
+    variables = mim_jax.import_weights(objective, wrapped(states), LAYOUT, strict=True)
+    flat = {f"{part}.{name}": tensor for part, state in states.items() for name, tensor in state.items()}
+    official.assert_round_trip(objective, variables, LAYOUT, flat, tmp_path)
     lists = hand_made_lists(kind)
     predictions, expected = pixel_reference(states, pixels_of(kind), lists)
     value, aux = jitted_loss(objective)(variables, as_batch(pixels_of(kind)), as_masks(lists))
     for ours, theirs in zip(aux["prediction"], predictions, strict=True):
         official.assert_equal(ours, theirs)
     official.assert_equal(value, expected)
+
+
+@pytest.mark.parametrize("stage", ["salt", "salt_pixel"])
+def test_gradients_are_official(stage, tmp_path):
+    pixels, lists = pixels_of("clips"), hand_made_lists("clips")
+    if stage == "salt":
+        objective, states = make_salt("clips"), trainable(official_states("clips"))
+        loss = salt_reference(states, pixels, lists)[-1]
+    else:
+        objective = make("salt_pixel", "clips", decoder=dict(width=PREDICTOR, depth=2, heads=2))
+        states = trainable(official_states("clips", TUBELET * PATCH * PATCH * 3))
+        del states["target_encoder"]
+        loss = pixel_reference(states, pixels, lists)[-1]
+    loss.backward()
+    variables = mim_jax.import_weights(objective, wrapped(states), LAYOUT, strict=True)
+    ours = lambda params: objective.loss(
+        {**variables, "params": params}, as_batch(pixels), as_masks(lists), KEY, clock()
+    )
+    gradients = jax.jit(lambda params: jax.grad(ours, has_aux=True)(params)[0])(variables["params"])
+    exported = load_file(mim_jax.export_weights(objective, {**variables, "params": gradients}, tmp_path, LAYOUT))
+    for part in ("encoder", "predictor"):
+        for name, parameter in states[part].items():
+            if not name.endswith("pos_embed"):  # fixed
+                atol = 2e-5 * parameter.grad.abs().max().item()
+                found = exported[f"{part}.{name}"]
+                np.testing.assert_allclose(found, parameter.grad.numpy(), rtol=0, atol=atol, err_msg=name)
+
+
+def test_a_teacher_may_be_called_so(imported):
+    _, objective, states, variables, _ = imported
+    renamed = {{"target_encoder": "teacher"}.get(part, part): state for part, state in states.items()}
+    same = mim_jax.import_weights(objective, renamed, LAYOUT, strict=True)
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
 
 
 def test_parameter_counts_of_vit_l_on_clips():

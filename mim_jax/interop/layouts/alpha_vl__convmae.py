@@ -11,7 +11,7 @@ def layout(context: Context) -> Layout:
     """Rules for the hybrid encoder, MAE's decoder, and a classifier."""
     context.require_backbone("conv_vit")
     config, encoder, decoder = context.config, context.encoder, "params/decoder"
-    decoder_width = config.decoder.width if decoder in context.parts else 0
+    decoder_width = context.mask_token_width(decoder)
     rules, fixed = context.positions("pos_embed", encoder, config.model.width, False)
     decoder_rules, decoder_fixed = context.positions("decoder_pos_embed", decoder, decoder_width, False)
     head, ignored = classifier("head", context)

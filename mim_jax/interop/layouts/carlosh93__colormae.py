@@ -14,7 +14,7 @@ def layout(context: Context) -> Layout:
     """
     context.require_backbone("vit")
     config, encoder, decoder = context.config, context.encoder, "params/decoder"
-    width = config.decoder.width if decoder in context.parts else 0
+    width = context.mask_token_width(decoder)
     rules, fixed = context.positions("backbone.pos_embed", encoder, config.model.width, config.model.class_token)
     more_rules, more_fixed = context.positions("neck.decoder_pos_embed", decoder, width, config.model.class_token)
     return Layout(

@@ -25,7 +25,7 @@ def layout(context: Context) -> Layout:
         used, unused = ("encoder", "target_encoder") if context.variant else ("target_encoder", "encoder")
         encoders = {used: context.encoder}
         ignored = (Ignored(rf"^{unused}\.", f"only {used} is used here", quiet=False),)
-    predictor_width = config.predictor.width if predictor in context.parts else 0
+    predictor_width = context.mask_token_width(predictor)
     rules, fixed = context.positions("predictor.predictor_pos_embed", predictor, predictor_width, False)
     rules += [
         Rule(("predictor.mask_token",), f"{predictor}/mask_token", axes.TOKEN),

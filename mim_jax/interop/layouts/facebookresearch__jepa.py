@@ -1,7 +1,8 @@
 """Checkpoints of facebookresearch/jepa (V-JEPA): context encoder, predictor and EMA target encoder.
 
-SALT takes all three, the target encoder as its frozen teacher. Any other objective takes the target encoder, which is
-the one to use downstream; the variant "encoder" takes the context encoder instead.
+SALT takes all three, the target encoder (or one called "teacher") as its frozen teacher. Its first stage, which has
+none, takes the context encoder, and the predictor as its decoder. Any other objective takes the target encoder, which
+is the one to use downstream; the variant "encoder" takes the context encoder instead.
 """
 
 from __future__ import annotations
@@ -18,26 +19,19 @@ TUBE_CONVOLUTION = "o c t h w -> (t h w c) o"  # to a dense layer on tubes flatt
 def layout(context: Context) -> Layout:
     """Rules for both encoders and the predictor."""
     context.require_backbone("vit")
-    config, predictor, teacher = context.config, "params/predictor", "teacher/teacher"
-    ignored = ()
-    if {"params/encoder", teacher} <= set(context.parts) and not context.is_task:
-        encoders = {
-            "encoder": ("params/encoder", config.model.width),
-            "target_encoder": (teacher, config.teacher.width),
-        }
+    width, predictor, teacher = context.config.model.width, _predictor(context), "teacher/teacher"
+    if predictor is not None and teacher in context.parts:
+        encoders = {"encoder": ("params/encoder", width), "target_encoder": (teacher, context.config.teacher.width)}
+        unused = []
     else:
-        used, unused = ("encoder", "target_encoder") if context.variant else ("target_encoder", "encoder")
-        encoders = {used: (context.encoder, config.model.width)}
-        ignored = (Ignored(rf"^{unused}\.", f"only {used} is used here", quiet=False),)
-    predictor_width = config.predictor.width if predictor in context.parts else 0
-    rules, fixed = _positions("predictor.predictor_pos_embed", predictor, predictor_width, context)
-    rules += [
-        Rule(("predictor.mask_tokens.{i}",), f"{predictor}/mask_tokens", axes.TOKEN),
-        *linear("predictor.predictor_embed", f"{predictor}/embed"),
-        *timm_blocks("predictor.predictor_blocks", predictor),
-        *norm("predictor.predictor_norm", f"{predictor}/norm"),
-        *linear("predictor.predictor_proj", f"{predictor}/projection"),
-    ]
+        used = "encoder" if predictor is not None or context.variant else "target_encoder"
+        encoders = {used: (context.encoder, width)}
+        unused = [("target_encoder" if used == "encoder" else "encoder", f"only {used} is used here")]
+    if predictor is None:
+        rules, fixed = [], []
+        unused.append(("predictor", "this objective has no predictor"))
+    else:
+        rules, fixed = _predictor_rules(predictor, context)
     for name, (part, width) in encoders.items():
         more_rules, more_fixed = _positions(f"{name}.pos_embed", part, width, context)
         rules += [
@@ -50,11 +44,32 @@ def layout(context: Context) -> Layout:
     return Layout(
         rules=tuple(rules),
         fixed=tuple(fixed),
-        ignored=ignored,
+        ignored=tuple(Ignored(rf"^{name}\.", reason, quiet=False) for name, reason in unused),
         may_miss=tuple(f"{part}/{name}" for part, _ in encoders.values() for name in ("class_token", "mask_token")),
-        containers=("encoder", "predictor", "target_encoder"),
-        renames=(*WRAPPERS, (r"^(encoder|predictor|target_encoder)\.backbone\.", r"\1.")),
+        containers=("encoder", "predictor", "target_encoder", "teacher"),
+        renames=(
+            *WRAPPERS,
+            (r"^teacher\.", "target_encoder."),
+            (r"^(encoder|predictor|target_encoder)\.backbone\.", r"\1."),
+        ),
     )
+
+
+def _predictor(context: Context) -> str | None:
+    """The part that is a predictor of V-JEPA's kind: SALT's, or the decoder of its first stage."""
+    return next((part for part in context.parts if f"{part}/mask_tokens" in context.shapes), None)
+
+
+def _predictor_rules(part: str, context: Context) -> tuple[list[Rule], list[Fixed]]:
+    rules, fixed = _positions("predictor.predictor_pos_embed", part, context.mask_token_width(part), context)
+    rules += [
+        Rule(("predictor.mask_tokens.{i}",), f"{part}/mask_tokens", axes.TOKEN),
+        *linear("predictor.predictor_embed", f"{part}/embed"),
+        *timm_blocks("predictor.predictor_blocks", part),
+        *norm("predictor.predictor_norm", f"{part}/norm"),
+        *linear("predictor.predictor_proj", f"{part}/projection"),
+    ]
+    return rules, fixed
 
 
 def _of_clips(context: Context) -> bool:

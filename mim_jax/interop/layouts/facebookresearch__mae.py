@@ -10,7 +10,7 @@ def layout(context: Context) -> Layout:
     """Rules for any ViT encoder, MAE's decoder, and the heads of the downstream tasks."""
     context.require_backbone("vit")
     config, encoder, decoder = context.config, context.encoder, "params/decoder"
-    decoder_width = config.decoder.width if decoder in context.parts else 0
+    decoder_width = context.mask_token_width(decoder)
     rules, fixed = context.positions("pos_embed", encoder, config.model.width, config.model.class_token)
     decoder_rules, decoder_fixed = context.positions(
         "decoder_pos_embed", decoder, decoder_width, config.model.class_token

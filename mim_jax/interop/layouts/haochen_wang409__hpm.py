@@ -45,7 +45,7 @@ def layout(context: Context) -> Layout:
 
 def _model(prefix: str, collection: str, context: Context) -> tuple[list[Rule], list[Fixed]]:
     config, encoder, decoder = context.config, f"{collection}/encoder", f"{collection}/decoder"
-    width = config.decoder.width if decoder in context.parts else 0
+    width = context.mask_token_width(decoder)
     rules, fixed = context.positions(f"{prefix}pos_embed", encoder, config.model.width, config.model.class_token)
     more_rules, more_fixed = context.positions(f"{prefix}decoder_pos_embed", decoder, width, config.model.class_token)
     rules += [

@@ -14,7 +14,7 @@ def layout(context: Context) -> Layout:
     context.require_backbone("vit")
     config, encoder, decoder = context.config, context.encoder, "params/decoder"
     rules, fixed = context.positions("pos_embed", encoder, config.model.width, config.model.class_token)
-    width = config.decoder.width if decoder in context.parts else 0
+    width = context.mask_token_width(decoder)
     decoder_rules, decoder_fixed = context.positions("decoder_pos_embed", decoder, width, config.model.class_token)
     attention = "decoder_blocks.{i}.cross_attn"
     return Layout(

@@ -16,8 +16,8 @@ def layout(context: Context) -> Layout:
     config, encoder, decoder = context.config, context.encoder, "params/decoder"
     name, path = "dec_blocks.{i}", f"{decoder}/stack/blocks"
     widths = {"enc_pos_embed": (encoder, config.model.width)}
-    if decoder in context.parts:
-        widths["dec_pos_embed"] = (decoder, config.decoder.width)
+    if decoder_width := context.mask_token_width(decoder):
+        widths["dec_pos_embed"] = (decoder, decoder_width)
     fixed = ()
     if config.model.position == "sincos":
         fixed = tuple(

@@ -19,7 +19,7 @@ def layout(context: Context) -> Layout:
     context.require_backbone("vit")
     config, encoder, decoder = context.config, context.encoder, "params/decoder"
     pretraining = "params/projector" in context.parts
-    decoder_width = config.decoder.width if decoder in context.parts else 0
+    decoder_width = context.mask_token_width(decoder)
     rules, fixed = context.positions("pos_embed", encoder, config.model.width, config.model.class_token)
     more_rules, more_fixed = context.positions("decoder_pos_embed", decoder, decoder_width, config.model.class_token)
     rules += [

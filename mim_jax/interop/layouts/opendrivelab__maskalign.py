@@ -43,7 +43,7 @@ def layout(context: Context) -> Layout:
     """Rules for everything the official model holds; other objectives take the student's encoder."""
     context.require_backbone("vit")
     config, encoder = context.config, context.encoder
-    pretraining = "params/alignment" in context.parts
+    pretraining = _UNTRAINED in context.parts
     rules, fixed = context.positions("pos_embed", encoder, config.model.width, config.model.class_token)
     rules += [
         Rule(("cls_token",), f"{encoder}/class_token", axes.TOKEN),

@@ -19,7 +19,7 @@ def layout(context: Context) -> Layout:
     """Rules for the student, with the decoder and the heads it has, and for the teacher."""
     context.require_backbone("vit")
     config, encoder, decoder = context.config, context.encoder, "params/decoder"
-    width = config.decoder.width if decoder in context.parts else 0
+    width = context.mask_token_width(decoder)
     rules, fixed = context.positions("pos_embed", encoder, config.model.width, config.model.class_token)
     more, more_fixed = context.positions("decoder_pos_embed", decoder, width, config.model.class_token)
     head, ignored = classifier("head", context)
@@ -69,7 +69,7 @@ def _teacher(context: Context) -> tuple[list[Rule], list[Fixed], Ignored]:
         rules += [*norm("teacher.fc_norm", f"{part}/norm"), *linear("teacher.head", f"{part}/head")]
         return rules, fixed, Ignored(r"^teacher\.(decoder_|mask_token$)", "a classifier has no decoder")
     more, more_fixed = theirs.positions(
-        "teacher.decoder_pos_embed", decoder, config.decoder.width, config.model.class_token
+        "teacher.decoder_pos_embed", decoder, theirs.mask_token_width(decoder), config.model.class_token
     )
     rules += [*more, *mae_decoder("teacher.", decoder)]
     return (

@@ -23,17 +23,16 @@ def layout(context: Context) -> Layout:
         "vit.embeddings.position_embeddings", encoder, config.model.width, config.model.class_token
     )
     hf_config = transformers_config("vit_mae", "ViTMAEModel", context)
-    decoder_width = 0
-    if decoder in context.parts:
-        decoder_width = config.decoder.width
+    decoder_width, hidden = context.mask_token_width(decoder), f"{decoder}/stack/blocks/mlp/fc1/bias"
+    if decoder_width and hidden in context.shapes:
+        depth, mlp_width = context.shapes[hidden].shape
         hf_config |= dict(
             architectures=["ViTMAEForPreTraining"],
             decoder_hidden_size=decoder_width,
-            decoder_num_hidden_layers=config.decoder.depth,
+            decoder_num_hidden_layers=depth,
             decoder_num_attention_heads=config.decoder.heads,
-            decoder_intermediate_size=int(decoder_width * config.decoder.mlp_ratio),
-            mask_ratio=config.mask_ratio,
-            norm_pix_loss=config.norm_pix_loss,
+            decoder_intermediate_size=mlp_width,
+            **{key: config[key] for key in ("mask_ratio", "norm_pix_loss") if key in config},
         )
     decoder_rules, decoder_fixed = context.positions(
         "decoder.decoder_pos_embed", decoder, decoder_width, config.model.class_token
