@@ -48,6 +48,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.lr_reference_batch = None  # absolute, for batches of 3072
 
     config.schedule.update(name="cosine", warmup="10000 steps", start_lr=2e-4, end_lr=1e-6)
+    config.schedule.offset = 1  # V-JEPA's schedules advance before they are read
 
     config.batch_size = 3072
     config.duration = "200000 steps"

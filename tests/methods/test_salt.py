@@ -15,9 +15,11 @@ from mim_jax.data import check_views
 from mim_jax.errors import ConfigError
 from mim_jax.interop import WeightsWarning
 from mim_jax.masking.multiblock3d import ClipMask
+from mim_jax.training.duration import RunLength
+from mim_jax.training.schedules import learning_rate_schedule, weight_decay_schedule
 from mim_jax.training.sharding import make_mesh
 from tests.interop import test_official_layouts as official
-from tests.tiny import clock, synthetic_batch, tiny_config
+from tests.tiny import ROOT, clock, synthetic_batch, tiny_config
 from tests.training.runs import TinyRun, single_device_mesh
 
 LAYOUT = "facebookresearch/jepa"
@@ -285,6 +287,19 @@ def test_a_teacher_may_be_called_so(imported):
     renamed = {{"target_encoder": "teacher"}.get(part, part): state for part, state in states.items()}
     same = mim_jax.import_weights(objective, renamed, LAYOUT, strict=True)
     jax.tree.map(np.testing.assert_array_equal, same, variables)
+
+
+@pytest.mark.parametrize("recipe", ["salt_vit_b16_in1k", "salt_pixel_vit_b16_in1k", "salt_vit_l16_video"])
+def test_schedules_advance_before_they_are_read(recipe):
+    """As V-JEPA's do: its first update is at step 1, and its last at the end."""
+    config = mim_jax.load_config(str(ROOT / "configs" / f"{recipe}.py"))
+    length = RunLength(3_000_000, config.batch_size)
+    total = length.steps(config.duration, "duration")
+    rate, decay = learning_rate_schedule(config, total, length), weight_decay_schedule(config, total)
+    assert float(rate(0)) == pytest.approx(2e-4 + (6.25e-4 - 2e-4) / 10_000, rel=1e-6)
+    assert float(rate(9_999)) == pytest.approx(6.25e-4, rel=1e-6)
+    assert float(rate(total - 1)) == pytest.approx(1e-6, rel=1e-4)
+    assert float(decay(total - 1)) == pytest.approx(0.4, rel=1e-6)
 
 
 def test_parameter_counts_of_vit_l_on_clips():
