@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 
 import mim_jax
 from mim_jax import TokenMask
 from mim_jax.errors import ConfigError
 from mim_jax.interop import WeightsWarning, import_with_report
+from mim_jax.normalization import CLIP, IMAGENET
 from mim_jax.training.flops import count_flops
 from tests.interop import test_official_layouts as official
 from tests.tiny import ROOT, clock, synthetic_batch
@@ -35,6 +37,7 @@ TINY = dict(
 )
 PLAIN = dict(keep_shares=(1.0, 1.0, 1.0))
 KEY = jax.random.key(0)
+MAE = "facebookresearch/mae"
 
 
 def encoder_state(width, seed):
@@ -132,13 +135,13 @@ def states():
     return [encoder_state(width, seed) for seed, width in enumerate((16, 24, 32))]
 
 
-def fill(objective, states):
-    """The objective's variables with the weights of the three encoders."""
+def fill(objective, states, layouts=(MAE, MAE)):
+    """The objective's variables with the weights of the three encoders; the teachers' are in `layouts`."""
     with pytest.warns(WeightsWarning, match="is not in the source"):
-        variables = mim_jax.import_weights(objective, states[0], "facebookresearch/mae")
+        variables = mim_jax.import_weights(objective, states[0], MAE)
     teacher = {}
-    for (name, frozen), state in zip(objective.teachers.items(), states[1:], strict=True):
-        source, report = import_with_report(frozen.objective, state, "facebookresearch/mae")
+    for (name, frozen), state, layout in zip(objective.teachers.items(), states[1:], layouts, strict=True):
+        source, report = import_with_report(frozen.objective, state, layout)
         assert not report.random
         teacher[name] = frozen.take(source)
     return {**variables, "teacher": teacher}
@@ -190,11 +193,43 @@ def test_both_terms_equal_the_reference(objective, variables, states, images, ba
     masks = tuple(TokenMask.from_order(order.numpy(), count) for count in COUNTS)
     loss, aux = jax.jit(objective.loss)(variables, batch, masks, KEY, clock())
     projection = {name: torch.tensor(np.asarray(x)) for name, x in variables["params"]["projection"].items()}
-    discrimination, diversity = reference(states, images, sequence, **projection)
+    qkv = [states[0][f"blocks.{layer}.attn.qkv.weight"].clone().requires_grad_() for layer in range(DEPTH)]
+    student = states[0] | {f"blocks.{layer}.attn.qkv.weight": weight for layer, weight in enumerate(qkv)}
+    discrimination, diversity = reference([student, *states[1:]], images, sequence, **projection)
     official.assert_equal(aux["terms"]["discrimination"], discrimination)
     official.assert_equal(aux["terms"]["diversity"], diversity)
-    official.assert_equal(loss, 0.75 * discrimination + 2.0 * diversity)
+    expected = 0.75 * discrimination + 2.0 * diversity
+    official.assert_equal(loss, expected)
+    expected.backward()
+    ours = lambda params: objective.loss({**variables, "params": params}, batch, masks, KEY, clock())[0]
+    gradients = jax.jit(jax.grad(ours))(variables["params"])["encoder"]["stack"]["blocks"]["attention"]["qkv"]["kernel"]
+    official.assert_equal(gradients.reshape(DEPTH, 16, 48), torch.stack([weight.grad.T for weight in qkv]))
     assert aux["latent"].shape == (3, 7, 16) and aux["prediction"].shape == aux["target"].shape == (3, 7, 24)
+
+
+def test_clip_sees_its_own_normalisation_and_its_last_norm_is_that_of_all_tokens(states, images, batch):
+    sizes = dict(hidden_size=24, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=96)
+    clip = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**sizes, patch_size=4, image_size=16))
+    with torch.no_grad():
+        for seed, parameter in enumerate(clip.parameters()):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+            parameter.copy_(0.3 * noise + (parameter == 1))  # about 1 where it is a norm's scale
+        (mean, std), (own_mean, own_std) = (
+            (torch.tensor(values).reshape(3, 1, 1) for values in constants) for constants in (IMAGENET, CLIP)
+        )
+        pixels = ((images * std + mean - own_mean) / own_std).float()
+        found = clip.eval()(pixel_values=pixels, output_hidden_states=True)
+        # transformers 5 calls the vision model's parts without its name.
+        target = getattr(clip, "vision_model", clip).post_layernorm(found.last_hidden_state)
+    objective = mim_jax.create({**TINY, "contrastive": dict(SIZES, name="clip_vit_b16", width=24)})
+    variables = fill(objective, [states[0], clip.state_dict(), states[2]], ["transformers/clip", MAE])
+    masks = jax.jit(objective.masks)(variables, batch, KEY, clock())
+    alive = torch.arange(16).expand(3, 16)
+    for depth, (mask, count) in enumerate(zip(masks, COUNTS, strict=True)):
+        alive = alive.gather(1, least_redundant(pick(found.hidden_states[depth], alive)[:, 1:], count))
+        np.testing.assert_array_equal(mask.ids_keep, alive)
+    _, aux = jax.jit(objective.loss)(variables, batch, masks, KEY, clock())
+    official.assert_equal(aux["target"], F.layer_norm(pick(target, alive), (24,)))
 
 
 @pytest.mark.parametrize("source", ["reconstructive", "student"])

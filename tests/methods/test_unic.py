@@ -297,7 +297,7 @@ def test_checkpoints_go_out_as_they_came_in(unic, variables, checkpoint, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
-def test_names_without_chunks_and_of_our_sections_are_known(unic, variables, checkpoint):
+def test_names_without_chunks_and_of_our_sections_and_wrapped_teachers_are_known(unic, variables, checkpoint):
     ours = {value: key for key, value in OFFICIAL.items()}
 
     def rename(name):
@@ -308,7 +308,7 @@ def test_names_without_chunks_and_of_our_sections_are_known(unic, variables, che
     renamed = {
         "model": {rename(name): tensor for name, tensor in checkpoint["model"].items()},
         "teacher_ft_stats": {ours[name]: moments for name, moments in checkpoint["teacher_ft_stats"].items()},
-        "teachers": checkpoint["teachers"],
+        "teachers": {OFFICIAL[name]: {"model": state} for name, state in checkpoint["teachers"].items()},
     }
     same = mim_jax.import_weights(unic, renamed, LAYOUT, strict=True)
     jax.tree.map(np.testing.assert_array_equal, same, variables)

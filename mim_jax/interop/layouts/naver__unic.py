@@ -1,7 +1,7 @@
 """Checkpoints of naver/unic: the student, its heads and the statistics of the teachers' features.
 
 The official code reads the teachers from files of their own; here they may stand beside the rest as
-`{"teachers": {"dino": {...}}}`, under timm's names.
+`{"teachers": {"dino": {...}}}`, under timm's names, as those files have them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _OFFICIAL = {
 }
 _RENAMES = (
     *WRAPPERS,
+    (r"^(teachers\.\w+)\.(?:model|state_dict)\.", r"\1."),
     *((rf"^(lp\.heads|teacher_ft_stats|teachers)\.{ours}\.", rf"\1.{name}.") for ours, name in _OFFICIAL.items()),
     # DINOv2's blocks come in chunks, here a single one; without chunks there is no such number.
     (r"^encoder\.blocks\.(?:\d+\.)?(\d+)\.", r"encoder.blocks.0.\1."),
