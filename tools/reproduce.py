@@ -205,9 +205,11 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
             )
         return apply_overrides(run_config(row, seed, settings, suite.get("overrides", {}), sources), overrides)
 
-    def write() -> None:
+    def write() -> str:
+        text = write_report(suite, rows, results, command, speeds)
         replace_text(out / f"{given.suite}.json", json.dumps(results, indent=1) + "\n")
-        replace_text(out / f"{given.suite}.md", write_report(suite, rows, results, command, speeds))
+        replace_text(out / f"{given.suite}.md", text)
+        return text
 
     for number, (row, seed) in enumerate(missing, start=1):
         print(f"{row.name}, seed {seed} (run {number} of {len(missing)})", flush=True)
@@ -224,7 +226,7 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
             jax.clear_caches()
             replace_text(speeds_file, json.dumps(speeds, indent=1) + "\n")
             write()
-    print(write_report(suite, rows, results, command, speeds))
+    print(write())  # also where nothing was run: what the suite says of its rows may have changed
 
 
 if __name__ == "__main__":
