@@ -8,8 +8,8 @@ own, asleep while another one is measured. They take turns, window by window, so
 strikes all alike; a window is as many steps as fill `--seconds`, after one that is not counted, since a process that
 has slept first has to get its memory back. The peers are the models of `transformers` with SDPA attention, fused AdamW
 and the same dtype (autocast for bfloat16): eager PyTorch and `torch.compile`. MAE's peer has exactly our parameters,
-and so has SimMIM's with a Swin Transformer; with a ViT it lacks the relative position bias and layer scale of ours;
-I-JEPA has none.
+and so has SimMIM's with a Swin Transformer; with a ViT it lacks the relative position bias and layer scale of ours.
+SparK's is written in the way of the official code: dense convolutions, multiplied by the mask. Other methods have none.
 
 Weights are random, those of frozen teachers too, whose `weights` are not read; their forward pass is part of the step
 and of its FLOPs.
@@ -57,7 +57,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 IMAGENET_EXAMPLES = 1_281_167
 OURS = "mim_jax"
 PEERS = ("eager", "compile")
-PEER_METHODS = ("mae", "simmim")
+PEER_METHODS = ("mae", "simmim", "spark")  # that `benchmark_peers` has models of; it needs torch and transformers
 
 
 @dataclasses.dataclass
@@ -186,16 +186,17 @@ def masking_step(program: Program, state: Any, batch: Any) -> Callable[[int], No
 
 def peer(kind: str, config: ConfigDict) -> Work:
     """PyTorch's step for the same work; `kind` is one of `PEERS`."""
+    import benchmark_peers
     import torch
 
-    model = peer_model(config)
+    model = benchmark_peers.build(config)
     start = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     forward = torch.compile(model) if kind == "torch compile" else model
-    inputs = peer_inputs(config, device)
+    inputs = benchmark_peers.inputs(config, device)
     half = compute_dtype(config.compute.dtype) == "bfloat16"
 
     def run(steps: int) -> None:
@@ -210,63 +211,6 @@ def peer(kind: str, config: ConfigDict) -> Work:
     run(1)
     first_step_seconds = time.perf_counter() - start
     return Work({"step": run}, first_step_seconds, {"parameters": sum(p.numel() for p in model.parameters())})
-
-
-def peer_model(config: ConfigDict) -> Any:
-    """The `transformers` model that does the work of `config`, randomly initialised."""
-    import transformers
-
-    model, size = config.model, dict(image_size=config.image_size, num_channels=config.channels)
-    if model.backbone == "swin":
-        settings = transformers.SwinConfig(
-            embed_dim=model.width,
-            depths=list(model.depths),
-            num_heads=list(model.heads),
-            window_size=model.window,
-            drop_path_rate=model.drop_path,
-            patch_size=model.patch_size,
-            encoder_stride=model.patch_size * 2 ** (len(model.depths) - 1),
-            attn_implementation="sdpa",
-            **size,
-        )
-        return transformers.SwinForMaskedImageModeling(settings)
-    encoder = dict(
-        hidden_size=model.width,
-        num_hidden_layers=model.depth,
-        num_attention_heads=model.heads,
-        intermediate_size=4 * model.width,
-        patch_size=model.patch_size,
-        attn_implementation="sdpa",
-        **size,
-    )
-    if config.method == "mae":
-        decoder = config.decoder
-        settings = transformers.ViTMAEConfig(
-            **encoder,
-            decoder_hidden_size=decoder.width,
-            decoder_num_hidden_layers=decoder.depth,
-            decoder_num_attention_heads=decoder.heads,
-            decoder_intermediate_size=4 * decoder.width,
-            mask_ratio=config.mask_ratio,
-            norm_pix_loss=config.norm_pix_loss,
-        )
-        return transformers.ViTMAEForPreTraining(settings)
-    settings = transformers.ViTConfig(**encoder, encoder_stride=model.patch_size)
-    return transformers.ViTForMaskedImageModeling(settings)
-
-
-def peer_inputs(config: ConfigDict, device: str) -> dict[str, Any]:
-    """Random pixels, and masks where the model does not draw them itself."""
-    import torch
-
-    rng = np.random.default_rng(0)
-    shape = (config.batch_size, config.channels, config.image_size, config.image_size)
-    inputs = {"pixel_values": torch.from_numpy(rng.normal(size=shape).astype(np.float32)).to(device)}
-    if config.method == "simmim":
-        patches = (config.image_size // config.model.patch_size) ** 2
-        mask = rng.uniform(size=(config.batch_size, patches)) < config.mask_ratio
-        inputs["bool_masked_pos"] = torch.from_numpy(mask).to(device)
-    return inputs
 
 
 def in_turns(contestants: list[Contestant], windows: int, seconds: float) -> dict[str, list[float]]:

@@ -15,8 +15,8 @@ from mim_jax.models.resnet import resnet_size
 from mim_jax.training.duration import RunLength
 from mim_jax.training.paths import LAYERED, leaf_names, matches
 from mim_jax.training.schedules import learning_rate_schedule, peak_learning_rate, weight_decay_schedule
-from tests.methods import spark_peer as peer
 from tests.tiny import ROOT, clock
+from tools import spark_peer as peer
 
 LAYOUT = "keyu-tian/SparK"
 BATCH, SIZE, GRID, KEEP = 2, 96, 3, 4

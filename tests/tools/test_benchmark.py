@@ -7,8 +7,8 @@ import pytest
 import mim_jax
 from mim_jax.training.program import Program
 from mim_jax.training.sharding import make_mesh
-from tests.tiny import tiny_config
-from tools import benchmark, benchmark_input
+from tests.tiny import clock, tiny_config
+from tools import benchmark, benchmark_input, benchmark_peers
 
 torch = pytest.importorskip("torch")
 
@@ -21,7 +21,7 @@ def test_the_peer_has_the_same_parameters_to_train():
     config = tiny_config("mae", {"mesh.data": 8})
     state = Program(config, make_mesh(config.mesh), 64).abstract_state
     ours = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.variables["params"]))
-    theirs = sum(p.numel() for p in benchmark.peer_model(config).parameters() if p.requires_grad)
+    theirs = sum(p.numel() for p in benchmark_peers.build(config).parameters() if p.requires_grad)
     assert ours == theirs
 
 
@@ -29,11 +29,38 @@ def test_the_peer_of_a_swin_transformer_has_the_same_parameters():
     config = mim_jax.load_config("configs/simmim_swin_fashion_mnist.py")
     objective = mim_jax.create(config)
     shapes = jax.eval_shape(objective.init, jax.random.key(0), objective.batch_spec())
-    assert num_parameters(benchmark.peer_model(config)) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert num_parameters(benchmark_peers.build(config)) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def test_the_peer_of_simmim_takes_steps():
-    work = benchmark.peer("torch eager", tiny_config("simmim"))
+SPARK = {
+    "resnet": dict(model=dict(backbone="resnet", depths=(1, 1, 1, 1), widths=(4, 6, 8, 10), stem_width=4)),
+    "convnext": dict(
+        model=dict(backbone="convnext", depths=(1, 1, 1, 1), widths=(8, 12, 16, 32)), densify_norm="layer_norm"
+    ),
+}
+
+
+def spark_config(backbone):
+    return mim_jax.resolve(dict(method="spark", image_size=96, batch_size=4, decoder=dict(width=32), **SPARK[backbone]))
+
+
+@pytest.mark.parametrize("backbone", SPARK)
+def test_the_peer_of_spark_has_the_same_parameters_and_sees_as_much(backbone):
+    config = spark_config(backbone)
+    objective = mim_jax.create(config)
+    variables = jax.eval_shape(objective.init, jax.random.key(0), objective.batch_spec())
+    ours = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert num_parameters(benchmark_peers.build(config)) == ours
+    batch = {"image": jax.ShapeDtypeStruct((4, 96, 96, 3), "float32")}
+    masks = jax.eval_shape(objective.masks, variables, batch, jax.random.key(0), clock())
+    visible = benchmark_peers.inputs(config, "cpu")["active"].flatten(1).sum(dim=1)
+    assert visible.tolist() == [masks.num_keep] * 4
+
+
+@pytest.mark.parametrize("method", ["simmim", "spark"])
+def test_peers_take_steps(method):
+    config = tiny_config("simmim") if method == "simmim" else spark_config("resnet")
+    work = benchmark.peer("torch eager", config)
     assert work.first_step_seconds > 0 and work.details["parameters"] > 1000
     work.actions["step"](2)
 

@@ -2,6 +2,7 @@
 
 The way of the official code: every operation is dense, and hidden sites are multiplied away after each convolution and
 pooling; norms gather the visible sites. `active [B, 1, f, f]` is true where a patch is visible; None: intact images.
+The tests compare ours with it (`tests/methods/test_spark.py`), `tools/benchmark.py` the time that either takes.
 """
 
 import torch
