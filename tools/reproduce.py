@@ -193,7 +193,8 @@ def main(config_path: str | None, overrides: dict[str, str]) -> None:
     missing = [(row, seed) for row, seed in wanted if (row.name, seed) not in done]
     command = f"python tools/reproduce.py --suite={given.suite} --seeds={given.seeds} --steps={given.steps}"
     out.mkdir(parents=True, exist_ok=True)
-    by_name, runs = {row.name: row for row in rows}, pathlib.Path(given.runs).absolute()
+    # Suites have rows of one name and other sizes.
+    by_name, runs = {row.name: row for row in rows}, pathlib.Path(given.runs).absolute() / given.suite
     speeds_file = out / f"{given.suite}_speeds.json"
     speeds = json.loads(speeds_file.read_text()) if speeds_file.is_file() else {}
 
