@@ -105,7 +105,8 @@ def write_report(
     """The whole report; rows without results are left out.
 
     Args:
-      suite: `title`, `baseline` (the name of a row), and `overrides` of every row's config, if there are any.
+      suite: `title`, `baseline` (the name of a row), and where there are any `overrides` of every row's config and
+        `remarks` on the table of results.
       rows: the suite's methods.
       results: at least one.
       command: what made them.
@@ -134,6 +135,7 @@ def write_report(
             *_results_table(suite["baseline"], rows, found, speeds),
             "",
             *_about_speeds(rows, speeds),
+            *_remarks(suite.get("remarks", "")),
             *_chains(rows),
             *_claims_table(suite["baseline"], rows, found),
             "",
@@ -151,6 +153,10 @@ def _about_speeds(rows: list[Row], speeds: dict[str, float]) -> list[str]:
     if all(row.name in speeds for row in rows):
         return []
     return ["Images/s are those of the runs themselves; where these shared the machine, they compare nothing.", ""]
+
+
+def _remarks(text: str) -> list[str]:
+    return [*text.strip().splitlines(), ""] if text else []
 
 
 def _chains(rows: list[Row]) -> list[str]:

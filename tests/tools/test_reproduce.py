@@ -63,8 +63,10 @@ def test_the_report_says_what_was_found(tools):
         result("hpm", 0, 59.0, images_per_second=50.0, skipped=2.0),
         result("hpm", 1, 60.0, images_per_second=50.0),
     ]
-    text = tools["suite_report"].write_report({"title": "T", "baseline": "mae"}, rows, results, "command", {})
+    suite = {"title": "T", "baseline": "mae", "remarks": "\nStd is a deviation.\n"}
+    text = tools["suite_report"].write_report(suite, rows, results, "command", {})
     lines = text.splitlines()
+    assert "Std is a deviation." in lines
     assert (
         "| mae | 2 | 70.5 ± 0.7 | 60.0 ± 0.0 | 50.0 ± 0.0 | 40.0 ± 0.0 | 1.000 to 0.500 | 100 | 1.00 | 10.0 | 0.500 |"
         in lines
