@@ -18,7 +18,8 @@ from mim_jax.train import train
 from tests.tiny import ROOT
 from tools import prepare_data
 
-POLES = {"mae": 300, "simmim": 150, "ijepa": 150}  # steps that are enough
+POLES = {"mae": 300, "simmim": 150, "ijepa": 300}  # steps that are enough
+TEACHER = {"ijepa": {"ema_momentum": 0.98}}  # which follows within so few
 OVERRIDES = {
     "model.depth": 2,
     "model.width": 64,
@@ -75,7 +76,7 @@ def optimised():
 def test_training_lowers_the_loss_and_beats_random_features(method, fashion_mnist, tmp_path):
     config = mim_jax.load_config(str(ROOT / "configs" / f"{method}_fashion_mnist.py"))
     length = dict.fromkeys(("duration", "checkpoint.every", "evaluation.every"), f"{POLES[method]} steps")
-    for name, value in {**OVERRIDES, **length, "data.source": fashion_mnist}.items():
+    for name, value in {**OVERRIDES, **TEACHER.get(method, {}), **length, "data.source": fashion_mnist}.items():
         override(config, name, value)
     train(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
