@@ -99,6 +99,7 @@ def spread(active, size):
 
 
 def conv(state, name, x, active=None, **options):
+    """A convolution, and zeros at hidden sites of what it gives."""
     x = F.conv2d(x, state[f"{name}.weight"], state.get(f"{name}.bias"), **options)
     return x if active is None else x * spread(active, x.shape[2])
 

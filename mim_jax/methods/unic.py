@@ -8,7 +8,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mim_jax.contract import Batch, Clock, Objective, Variables
@@ -21,6 +20,7 @@ from mim_jax.models.class_features import class_and_patches
 from mim_jax.models.ema import cosine_momentum
 from mim_jax.models.projector_ladder import KINDS, ProjectorLadders
 from mim_jax.models.teachers import ViTTeacher
+from mim_jax.targets.features import normalized_features
 from mim_jax.targets.standardization import initial_moments, standardize
 from mim_jax.targets.teacher_dropping import teacher_weights
 
@@ -156,8 +156,7 @@ class UNIC(Objective):
     def encode(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Patch tokens, and the class token pooled, after the final norm."""
         tokens = self.encoder.apply({"params": variables["params"]["encoder"]}, images)
-        norm = nn.LayerNorm(epsilon=self.encoder.norm_epsilon, use_bias=False, use_scale=False, use_fast_variance=False)
-        return self.encoder.split(norm.apply({}, tokens.astype(jnp.float32)))
+        return self.encoder.split(normalized_features(tokens, self.encoder.norm_epsilon))
 
     def _targets(self, variables: Variables, batch: Batch, clock: Clock) -> tuple[dict, dict]:
         """The teachers' standardised features and the statistics after this batch."""
