@@ -16,9 +16,12 @@ from flax import linen as nn
 from mim_jax.layers.compute import Compute
 from mim_jax.layers.initializers import Initializer
 from mim_jax.layers.masked_conv import grouped_convolution, shifted_sum
+from mim_jax.layers.placement import num_batch_shards
 
 if TYPE_CHECKING:
     from mim_jax.layers.sites import Features, Sites
+
+_SITES_AT_A_TIME = 1024  # in a kernel's gradient: the fastest for most layers of a ResNet-50 and of SparK's decoder
 
 
 def window_padding(size: int) -> int:
@@ -63,10 +66,11 @@ def _convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _cpu_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`_convolution` with gradients that are fast inside a loop.
+    """`_convolution` with gradients that are fast on CPUs.
 
     XLA:CPU has fast convolutions for maps and kernels in their usual order of axes. The gradients JAX derives have
-    another, and in a loop, such as that over the blocks of a stage, the kernel's takes seventy times as long.
+    another: the kernel's takes nine times as long as the convolution where maps are large and channels few, and in a
+    loop, such as that over the blocks of a stage, seventy times.
     """
     return _convolution(x, kernel, stride)
 
@@ -75,7 +79,7 @@ def _cpu_convolution_gradient(
     stride: int, inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = inputs
-    size, width = kernel.shape[0], gradient.shape[-1]
+    size = kernel.shape[0]
     before = size - 1 - window_padding(size)
     after = [n + size - 2 - before - (m - 1) * stride for n, m in zip(x.shape[1:3], gradient.shape[1:3], strict=True)]
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
@@ -87,15 +91,62 @@ def _cpu_convolution_gradient(
         lhs_dilation=(stride, stride),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    rows = [jnp.concatenate(row, axis=-1) for row in _taps(x, size, stride)]
-    gradient = gradient.reshape(-1, width)
-    kernel_gradient = jnp.stack([row.reshape(-1, row.shape[-1]).T @ gradient for row in rows])
-    return x_gradient, kernel_gradient.reshape(size, size, x.shape[-1], width)
+    if stride == 1:
+        return x_gradient, _kernel_gradient(x, gradient, size)
+    return x_gradient, _strided_kernel_gradient(x, gradient, size, stride)
 
 
 _cpu_convolution.defvjp(
     lambda x, kernel, stride: (_convolution(x, kernel, stride), (x, kernel)), _cpu_convolution_gradient
 )
+
+
+def _strided_kernel_gradient(x: jax.Array, gradient: jax.Array, size: int, stride: int) -> jax.Array:
+    """The gradient `[k, k, C, D]` for the kernel of size k, from one product for each of its rows."""
+    rows = [jnp.concatenate(row, axis=-1) for row in _taps(x, size, stride)]
+    width = gradient.shape[-1]
+    gradient = gradient.reshape(-1, width)
+    products = jnp.stack([row.reshape(-1, row.shape[-1]).T @ gradient for row in rows])
+    return products.reshape(size, size, x.shape[-1], width)
+
+
+def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
+    """The same for stride 1, from one product for all of the kernel.
+
+    Its rows are shifts of the input and its columns shifts of the gradient the other way, so that k maps on either side
+    make k * k products. They are made for some rows of the maps at a time, few enough for the processor's cache.
+    """
+    (batch, height, width, features), channels = gradient.shape, x.shape[-1]
+    padding = window_padding(size)
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows = _rows_at_a_time(height, batch * width)
+
+    def product(first: int | jax.Array) -> jax.Array:
+        above = jax.lax.dynamic_slice_in_dim(x, first, rows + size - 1, axis=1)
+        inputs = jnp.concatenate([above[:, i : i + rows] for i in range(size)], axis=-1)
+        own = jax.lax.dynamic_slice_in_dim(gradient, first, rows, axis=1)
+        shifted = [jnp.pad(own, ((0, 0), (0, 0), (j, size - 1 - j), (0, 0))) for j in range(size)]
+        gradients = jnp.concatenate(shifted, axis=-1)
+        inputs, gradients = (y.reshape(-1, y.shape[-1]) for y in (inputs, gradients))
+        return jnp.matmul(inputs.T, gradients, preferred_element_type=jnp.float32)
+
+    if rows == height:
+        total = product(0)
+    else:
+        zeros = jnp.zeros((size * channels, size * features), jnp.float32)
+        total = jax.lax.fori_loop(0, height // rows, lambda n, total: total + product(n * rows), zeros)
+    return total.reshape(size, channels, size, features).swapaxes(1, 2).astype(x.dtype)
+
+
+def _rows_at_a_time(height: int, row_sites: int) -> int:
+    """A divisor of `height`: as many rows of `row_sites` sites as make up about `_SITES_AT_A_TIME`.
+
+    All rows where the batch is split over devices, since every part of the sum would wait for all of them.
+    """
+    if num_batch_shards() not in (None, 1):
+        return height
+    fitting = (rows for rows in range(1, height + 1) if height % rows == 0 and rows * row_sites <= _SITES_AT_A_TIME)
+    return max(fitting, default=1)
 
 
 def _taps(x: jax.Array, size: int, stride: int) -> list[list[jax.Array]]:
@@ -121,6 +172,7 @@ class Conv(nn.Module):
     stride: int = 1
     depthwise: bool = False  # of stride 1 only
     use_bias: bool = False
+    bias_init: Initializer = nn.initializers.zeros_init()
     compute: Compute = Compute()
 
     @nn.compact
@@ -131,5 +183,5 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, group, self.features), jnp.float32)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(dtype)
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(dtype)
         return sites.convolve(x, kernel.astype(dtype), bias, self.stride)

@@ -10,10 +10,11 @@ from flax import linen as nn
 
 from mim_jax.layers.block import layer_norm
 from mim_jax.layers.compute import Compute
+from mim_jax.layers.convolution import Conv
 from mim_jax.layers.initializers import one_sigma_normal, torch_default_bias, torch_default_kernel
 from mim_jax.layers.masked_norm import BatchNorm
 from mim_jax.layers.placement import split_over_batch
-from mim_jax.layers.sites import MaskedSites
+from mim_jax.layers.sites import MaskedSites, Sites
 
 NORMS = ("batch_norm", "layer_norm")
 
@@ -38,14 +39,16 @@ class DensifyMap(nn.Module):
         x = jnp.where(_at_sites(active, x), x, token.astype(x.dtype)[None, None, None])
         if self.size == 1 and channels == self.width:
             return x
-        return nn.Conv(
+        projection = Conv(
             self.width,
-            (self.size, self.size),
-            dtype=self.compute.jax_dtype,
-            kernel_init=torch_default_kernel,
+            torch_default_kernel,
+            self.size,
+            use_bias=True,
             bias_init=torch_default_bias(self.size**2 * channels),
+            compute=self.compute,
             name="projection",
-        )(x)
+        )
+        return projection(x, Sites())
 
 
 class Densify(nn.Module):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mim_jax.errors import ConfigError
 from mim_jax.layers.compute import Compute
+from mim_jax.layers.convolution import Conv
 from mim_jax.layers.masked_norm import BatchNorm
 from mim_jax.layers.placement import split_over_batch
 from mim_jax.layers.sites import Sites
@@ -38,15 +39,9 @@ class UpBlock(nn.Module):
         return split_over_batch(self._conv_norm(x, self.width, "2"))
 
     def _conv_norm(self, x: jax.Array, features: int, suffix: str) -> jax.Array:
-        x = nn.Conv(
-            features,
-            (3, 3),
-            use_bias=False,
-            dtype=self.compute.jax_dtype,
-            kernel_init=_kernel_init,
-            name=f"conv{suffix}",
-        )(x)
-        return BatchNorm(compute=self.compute, name=f"norm{suffix}")(x, Sites(), train=self.train)
+        sites = Sites()
+        x = Conv(features, _kernel_init, size=3, compute=self.compute, name=f"conv{suffix}")(x, sites)
+        return BatchNorm(compute=self.compute, name=f"norm{suffix}")(x, sites, train=self.train)
 
 
 class UNetDecoder(nn.Module):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from mim_jax.layers import convolution as module
 from mim_jax.layers.convolution import convolution, max_pool
 
-WINDOWS = [(1, 1), (1, 2), (2, 2), (3, 1), (3, 2), (4, 4), (7, 2)]  # of ResNets and ConvNeXts: size, stride
+WINDOWS = [(1, 1), (1, 2), (2, 2), (3, 1), (3, 2), (4, 4), (7, 1), (7, 2)]  # size, stride
 
 
 def normal(seed, *shape):
@@ -19,8 +19,10 @@ def to_torch(x):
     return torch.from_numpy(x).permute(0, 3, 1, 2).requires_grad_()
 
 
+@pytest.mark.parametrize("sites_at_a_time", [1024, 48, 8])  # all rows, two, and one that has more sites than that
 @pytest.mark.parametrize(("size", "stride"), WINDOWS)
-def test_convolutions_and_their_gradients_equal_pytorchs(size, stride):
+def test_convolutions_and_their_gradients_equal_pytorchs(monkeypatch, size, stride, sites_at_a_time):
+    monkeypatch.setattr(module, "_SITES_AT_A_TIME", sites_at_a_time)
     x, kernel = normal(0, 2, 8, 12, 5), normal(1, size, size, 5, 6)
     peer_x, peer_kernel = to_torch(x), torch.from_numpy(kernel).permute(3, 2, 0, 1).requires_grad_()
     expected = F.conv2d(peer_x, peer_kernel, stride=stride, padding=size // 2 if size % 2 else 0)
@@ -53,6 +55,17 @@ def test_other_machines_convolve_in_the_same_way(monkeypatch, side):
     monkeypatch.setattr(module.jax, "default_backend", lambda: "gpu")
     jax.clear_caches()
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4), ours, run())
+
+
+@pytest.mark.parametrize(("devices", "products"), [(1, 4), (2, 1)])
+def test_a_batch_that_is_split_over_devices_has_one_sum_for_the_kernels_gradient(monkeypatch, devices, products):
+    monkeypatch.setattr(module, "_SITES_AT_A_TIME", 48)
+    x, kernel = normal(0, 2, 8, 12, 4), normal(1, 3, 3, 4, 4)
+    mesh = jax.sharding.AbstractMesh((devices, 1), ("data", "fsdp"))
+    with jax.sharding.use_abstract_mesh(mesh):
+        jaxpr = jax.make_jaxpr(jax.grad(lambda kernel: convolution(x, kernel).sum()))(kernel)
+    loops = [equation.params["length"] for equation in jaxpr.eqns if equation.primitive.name == "scan"]
+    assert loops == ([] if products == 1 else [products])
 
 
 def test_a_depthwise_convolution_equals_pytorchs():
