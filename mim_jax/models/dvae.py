@@ -6,16 +6,18 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from mim_jax.errors import ConfigError
 from mim_jax.layers.compute import Compute
+from mim_jax.layers.convolution import Conv
+from mim_jax.layers.sites import Sites
 
 # A pixel in [0, 1] is moved into [EPSILON, 1 - EPSILON], where a logit exists.
 EPSILON = 0.1
 
+_FLOAT32 = Compute(dtype="float32")
 _fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
@@ -29,8 +31,9 @@ def unsqueeze_pixels(pixels: jax.Array) -> jax.Array:
     return jnp.clip((pixels - EPSILON) / (1.0 - 2.0 * EPSILON), 0.0, 1.0)
 
 
-def _convolution(features: int, window: int, dtype: np.dtype, name: str) -> nn.Conv:
-    return nn.Conv(features, (window, window), dtype=dtype, kernel_init=_fan_in_normal, name=name)
+def _convolve(x: jax.Array, features: int, window: int, compute: Compute, name: str) -> jax.Array:
+    layer = Conv(features, _fan_in_normal, window, use_bias=True, compute=compute, name=name)
+    return layer(x.astype(compute.jax_dtype), Sites())
 
 
 def _halve(x: jax.Array) -> jax.Array:
@@ -56,13 +59,13 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H, W, width]`."""
-        dtype, branch = self.compute.jax_dtype, x
+        branch = x
         for number, window in enumerate(self.windows, 1):
             features = self.width if number == len(self.windows) else self.width // 4
-            branch = _convolution(features, window, dtype, f"conv{number}")(jax.nn.relu(branch))
+            branch = _convolve(jax.nn.relu(branch), features, window, self.compute, f"conv{number}")
         if x.shape[-1] != self.width:
-            x = _convolution(self.width, 1, dtype, "shortcut")(x)
-        return x.astype(dtype) + self.gain * branch
+            x = _convolve(x, self.width, 1, self.compute, "shortcut")
+        return x.astype(self.compute.jax_dtype) + self.gain * branch
 
 
 class Encoder(nn.Module):
@@ -82,8 +85,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps squeezed pixels `[B, H, W, C]` to the last features `[B, h, w, width]` and logits `[B, h, w, codes]`."""
-        dtype = self.compute.jax_dtype
-        x = _convolution(self.width // self.stride, 7, dtype, "input")(images)
+        x = _convolve(images, self.width // self.stride, 7, self.compute, "input")
         for group in range(1, self.groups + 1):
             width = self.width // 2 ** (self.groups - group)
             for block in range(1, self.depth + 1):
@@ -93,7 +95,7 @@ class Encoder(nn.Module):
                 x = _halve(x)
         features = jax.nn.relu(x)
         # The last layer is float32 whatever the others are: of close logits the greatest is wanted.
-        return features, _convolution(self.num_codes, 1, jnp.dtype(jnp.float32), "output")(features.astype(jnp.float32))
+        return features, _convolve(features, self.num_codes, 1, _FLOAT32, "output")
 
     @property
     def _gain(self) -> float:
@@ -113,8 +115,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, codes: jax.Array) -> jax.Array:
         """Maps weights of tokens `[B, h, w, codes]` to float32 `[B, H, W, 2 C]`: locations, then log scales."""
-        dtype = self.compute.jax_dtype
-        x = _convolution(self.code_width, 1, jnp.dtype(jnp.float32), "input")(codes)
+        x = _convolve(codes, self.code_width, 1, _FLOAT32, "input")
         gain = 1.0 / (self.groups * self.depth) ** 2
         for group in range(1, self.groups + 1):
             for block in range(1, self.depth + 1):
@@ -122,7 +123,7 @@ class Decoder(nn.Module):
                 x = ResidualBlock(self.width // 2 ** (group - 1), (1, 3, 3, 3), gain, self.compute, name=name)(x)
             if group < self.groups:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        x = _convolution(2 * self.channels, 1, dtype, "output")(jax.nn.relu(x))
+        x = _convolve(jax.nn.relu(x), 2 * self.channels, 1, self.compute, "output")
         return x.astype(jnp.float32)
 
 
