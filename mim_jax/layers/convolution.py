@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mim_jax.layers.compute import Compute
+from mim_jax.layers.depthwise import depthwise_convolution, pad_maps
 from mim_jax.layers.initializers import Initializer
-from mim_jax.layers.masked_conv import grouped_convolution, shifted_sum
 from mim_jax.layers.placement import num_batch_shards
 
 if TYPE_CHECKING:
@@ -29,21 +29,26 @@ def window_padding(size: int) -> int:
     return size // 2 if size % 2 else 0
 
 
-def convolution(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def convolution(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None = None) -> jax.Array:
     """Convolves `x [B, H, W, C]` with `kernel [k, k, C, D]`, or each channel by itself with `kernel [k, k, 1, C]`.
 
-    The latter for odd k and stride 1.
+    The latter for odd k and stride 1. There are `padding` zeros beyond every border, `window_padding(k)` unless told.
     """
+    size = kernel.shape[0]
+    padding = window_padding(size) if padding is None else padding
     if kernel.shape[2] < x.shape[-1]:
-        # XLA:CPU has no fast grouped convolution: as a sum of shifted maps it takes a third of the time.
-        return (shifted_sum if jax.default_backend() == "cpu" else grouped_convolution)(x, kernel)
-    if kernel.shape[0] == 1:
+        return depthwise_convolution(x, kernel, padding)
+    if padding == 0 and x.shape[1:3] == kernel.shape[:2]:
+        return (x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1]))[:, None, None]
+    if size == 1:
         return at_every_site(lambda rows: rows @ kernel[0, 0], x[:, ::stride, ::stride])
-    return _cpu_convolution(x, kernel, stride) if jax.default_backend() == "cpu" else _convolution(x, kernel, stride)
+    convolve = _cpu_convolution if jax.default_backend() == "cpu" else _convolution
+    return convolve(x, kernel, stride, padding)
 
 
 def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
     """The maximum of every window of `x [B, H, W, C]`, which is nowhere negative."""
+    x = pad_maps(x, window_padding(size))
     # The gradient of the usual reduction over windows takes XLA:CPU eight times as long.
     return functools.reduce(jnp.maximum, (tap for row in _taps(x, size, stride) for tap in row))
 
@@ -57,30 +62,29 @@ def at_every_site(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> j
     return rows.reshape(*x.shape[:-1], rows.shape[-1])
 
 
-def _convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    padding = window_padding(kernel.shape[0])
+def _convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), ((padding, padding),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _cpu_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _cpu_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """`_convolution` with gradients that are fast on CPUs.
 
     XLA:CPU has fast convolutions for maps and kernels in their usual order of axes. The gradients JAX derives have
     another: the kernel's takes nine times as long as the convolution where maps are large and channels few, and in a
     loop, such as that over the blocks of a stage, seventy times.
     """
-    return _convolution(x, kernel, stride)
+    return _convolution(x, kernel, stride, padding)
 
 
 def _cpu_convolution_gradient(
-    stride: int, inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
+    stride: int, padding: int, inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = inputs
     size = kernel.shape[0]
-    before = size - 1 - window_padding(size)
+    before = size - 1 - padding
     after = [n + size - 2 - before - (m - 1) * stride for n, m in zip(x.shape[1:3], gradient.shape[1:3], strict=True)]
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     x_gradient = jax.lax.conv_general_dilated(
@@ -91,18 +95,20 @@ def _cpu_convolution_gradient(
         lhs_dilation=(stride, stride),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    if stride == 1:
-        return x_gradient, _kernel_gradient(x, gradient, size)
-    return x_gradient, _strided_kernel_gradient(x, gradient, size, stride)
+    padded = pad_maps(x, padding)
+    if stride == 1 and gradient.shape[2] >= 4 * (size - 1):
+        return x_gradient, _kernel_gradient_at_once(padded, gradient, size)
+    return x_gradient, _kernel_gradient_by_rows(padded, gradient, size, stride)
 
 
 _cpu_convolution.defvjp(
-    lambda x, kernel, stride: (_convolution(x, kernel, stride), (x, kernel)), _cpu_convolution_gradient
+    lambda x, kernel, stride, padding: (_convolution(x, kernel, stride, padding), (x, kernel)),
+    _cpu_convolution_gradient,
 )
 
 
-def _strided_kernel_gradient(x: jax.Array, gradient: jax.Array, size: int, stride: int) -> jax.Array:
-    """The gradient `[k, k, C, D]` for the kernel of size k, from one product for each of its rows."""
+def _kernel_gradient_by_rows(x: jax.Array, gradient: jax.Array, size: int, stride: int) -> jax.Array:
+    """The gradient `[k, k, C, D]` for a kernel of size k from the padded input, by one product for each of its rows."""
     rows = [jnp.concatenate(row, axis=-1) for row in _taps(x, size, stride)]
     width = gradient.shape[-1]
     gradient = gradient.reshape(-1, width)
@@ -110,15 +116,14 @@ def _strided_kernel_gradient(x: jax.Array, gradient: jax.Array, size: int, strid
     return products.reshape(size, size, x.shape[-1], width)
 
 
-def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
-    """The same for stride 1, from one product for all of the kernel.
+def _kernel_gradient_at_once(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
+    """The same for stride 1, by one product for all of the kernel.
 
     Its rows are shifts of the input and its columns shifts of the gradient the other way, so that k maps on either side
-    make k * k products. They are made for some rows of the maps at a time, few enough for the processor's cache.
+    make k * k products; k - 1 columns of zeros take part, too many where maps are narrow. The shifted maps are made for
+    some rows at a time, few enough for the processor's cache.
     """
     (batch, height, width, features), channels = gradient.shape, x.shape[-1]
-    padding = window_padding(size)
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     rows = _rows_at_a_time(height, batch * width)
 
     def product(first: int | jax.Array) -> jax.Array:
@@ -150,9 +155,8 @@ def _rows_at_a_time(height: int, row_sites: int) -> int:
 
 
 def _taps(x: jax.Array, size: int, stride: int) -> list[list[jax.Array]]:
-    """What the kernel's entry of each row and column meets of `x [B, H, W, C]`: a map of the output's size each."""
-    padding, (batch, _, _, channels) = window_padding(size), x.shape
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    """What the kernel's entry of each row and column meets of the padded `x`: a map of the output's size each."""
+    batch, _, _, channels = x.shape
     height, width = ((n - size) // stride * stride + 1 for n in x.shape[1:3])
     return [
         [

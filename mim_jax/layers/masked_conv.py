@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mim_jax.layers.block import drop_path, gelu, layer_norm
+from mim_jax.layers.cells import Cells
 from mim_jax.layers.compute import Compute
+from mim_jax.layers.convolution import convolution
 from mim_jax.layers.dense import Dense
 from mim_jax.layers.initializers import torch_default_bias, torch_default_kernel
 from mim_jax.layers.patches import patchify, unpatchify
@@ -36,36 +38,20 @@ def pointwise(compute: Compute, features: int, fan_in: int, name: str) -> nn.Den
 
 
 class DepthwiseConv(nn.Module):
-    """A convolution of each channel by itself, zero-padded to the same size; `kernel [k, k, 1, D]`, `bias [D]`."""
+    """A convolution of each channel by itself, of the same size; `kernel [k, k, 1, D]`, `bias [D]`."""
 
     size: int = 5
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, D]` to the same shape."""
+    def __call__(self, x: jax.Array, cells: Cells | None = None) -> jax.Array:
+        """Maps `[B, H, W, D]`, or the visible `cells [B, K, s, s, D]` of such maps, to the same shape."""
         width = x.shape[-1]
         kernel = self.param("kernel", torch_default_kernel, (self.size, self.size, 1, width), jnp.float32)
         bias = self.param("bias", torch_default_bias(self.size**2), (width,), jnp.float32)
         x, kernel, bias = (value.astype(self.compute.jax_dtype) for value in (x, kernel, bias))
-        # XLA:CPU has no fast grouped convolution: as a sum of shifted maps it takes a third of the time.
-        convolve = shifted_sum if jax.default_backend() == "cpu" else grouped_convolution
-        return convolve(x, kernel) + bias[None, None, None]
-
-
-def grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The depthwise convolution of `x [B, H, W, D]` with `kernel [k, k, 1, D]` as one operation."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
-    )
-
-
-def shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The same as `grouped_convolution`, for odd k."""
-    size, (height, width) = kernel.shape[0], x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
-    shifts = [(row, column) for row in range(size) for column in range(size)]
-    return sum(padded[:, i : i + height, j : j + width] * kernel[None, None, i, j] for i, j in shifts)
+        y = convolution(x, kernel) if cells is None else cells.convolve(x, kernel)
+        return y + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
 
 
 class PointwiseMLP(nn.Module):
@@ -103,11 +89,12 @@ class MaskedConvBlock(nn.Module):
         return split_over_batch(x + self._residual(branch, drop_rate)), None
 
     def _convolve(self, x: jax.Array, visible: Visible | None) -> jax.Array:
-        patches, patch = x.reshape(*x.shape[:2], -1), (self.side, self.side)
-        patches = patches if visible is None else visible.place(patches)
-        maps = DepthwiseConv(compute=self.compute, name="depthwise")(unpatchify(patches, patch, self.grid))
-        patches = patchify(maps, patch)
-        return (patches if visible is None else visible.take(patches)).reshape(x.shape)
+        convolve, patch = DepthwiseConv(compute=self.compute, name="depthwise"), (self.side, self.side)
+        if visible is None:
+            maps = convolve(unpatchify(x.reshape(*x.shape[:2], -1), patch, self.grid))
+            return patchify(maps, patch).reshape(x.shape)
+        cells = x.reshape(*x.shape[:2], *patch, x.shape[-1])
+        return convolve(cells, Cells(visible, self.grid)).reshape(x.shape)
 
     def _residual(self, branch: jax.Array, drop_rate: jax.Array) -> jax.Array:
         return drop_path(branch, drop_rate, self.make_rng("drop_path")) if self.stochastic else branch

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mim_jax.layers.cells import Cells
 from mim_jax.layers.convolution import convolution, max_pool, window_padding
 from mim_jax.masking.visible import Visible
 
@@ -117,57 +118,32 @@ class MaskedSites(Sites):
 class GatheredSites(Sites):
     """The numbers of `MaskedSites` from visible cells alone: features are `[B, K, s, s, C]`, K cells of s x s sites.
 
-    Windows that overlap are convolved and pooled on whole maps, into which the cells are put for that; all else is done
-    at visible sites only. With 60 % hidden, seven tenths of a ResNet-50's products are left, and two fifths of the
-    numbers its norms read.
+    A convolution that keeps the map's size sees its cells in tiles that reach into their neighbours; those that halve
+    it by windows that overlap, and pooling, are done on whole maps, into which the cells are put for that.
     """
 
-    cells: Visible
-    grid: tuple[int, int] = struct.field(pytree_node=False)
+    cells: Cells
 
     def enter(self, images: jax.Array) -> jax.Array:
         """The visible cells of the images."""
-        return self._take(images)
+        return self.cells.take(images)
 
     def leave(self, x: jax.Array) -> jax.Array:
         """Maps that are zero at hidden sites."""
-        return self._place(x)
+        return self.cells.place(x)
 
     def convolve(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, stride: int) -> jax.Array:
         """At visible sites, with zeros for the hidden ones and beyond the border."""
-        batch, count = x.shape[:2]
         if window_padding(kernel.shape[0]) == 0:
-            cells = convolution(x.reshape(batch * count, *x.shape[2:]), kernel, stride)
-            return _with_bias(cells.reshape(batch, count, *cells.shape[1:]), bias)
-        return _with_bias(self._take(convolution(self._place(x), kernel, stride)), bias)
+            cells = convolution(x.reshape(-1, *x.shape[2:]), kernel, stride)
+            return _with_bias(cells.reshape(*x.shape[:2], *cells.shape[1:]), bias)
+        if stride == 1:
+            return _with_bias(self.cells.convolve(x, kernel), bias)
+        return _with_bias(self.cells.take(convolution(self.cells.place(x), kernel, stride)), bias)
 
     def max_pool(self, x: jax.Array, size: int, stride: int) -> jax.Array:
         """Hidden sites take part as zeros."""
-        return self._take(max_pool(self._place(x), size, stride))
-
-    # Cells are moved row by row, each a stretch of s * C numbers of a map, so that no axes are ever swapped.
-
-    def _take(self, maps: jax.Array) -> jax.Array:
-        (rows, columns), (batch, height, _, channels) = self.grid, maps.shape
-        side = height // rows
-        cells = self._rows(side).take(maps.reshape(batch, height * columns, side * channels))
-        return cells.reshape(batch, -1, side, side, channels)
-
-    def _place(self, x: jax.Array) -> jax.Array:
-        (rows, columns), (batch, count, side, _, channels) = self.grid, x.shape
-        maps = self._rows(side).place(x.reshape(batch, count * side, side * channels))
-        return maps.reshape(batch, rows * side, columns * side, channels)
-
-    def _rows(self, side: int) -> Visible:
-        """Where the rows of cells of `side` x `side` sites stand among those of all cells of a map."""
-        (rows, columns), batch = self.grid, self.cells.ids.shape[0]
-        row = jnp.arange(side, dtype=jnp.int32)
-        cell_row, cell_column = jnp.divmod(self.cells.ids, columns)
-        ids = (cell_row[:, :, None] * side + row[None, None]) * columns + cell_column[:, :, None]
-        slots = self.cells.slots.reshape(batch, rows, 1, columns)
-        count = self.cells.ids.shape[1]
-        slots = jnp.where(slots < count, slots * side + row[None, None, :, None], count * side)
-        return Visible(ids=ids.reshape(batch, -1), slots=slots.reshape(batch, -1))
+        return self.cells.take(max_pool(self.cells.place(x), size, stride))
 
 
 def sites_of(active: jax.Array | None, num_active: int | None = None, execution: str = "gathered") -> Sites:
@@ -185,7 +161,7 @@ def sites_of(active: jax.Array | None, num_active: int | None = None, execution:
     batch, rows, columns = active.shape
     hidden = ~active.reshape(batch, rows * columns)
     ids = jnp.argsort(hidden, axis=1, stable=True)[:, :num_active].astype(jnp.int32)
-    return GatheredSites(cells=Visible.from_ids(ids, rows * columns), grid=(rows, columns))
+    return GatheredSites(cells=Cells(Visible.from_ids(ids, rows * columns), grid=(rows, columns)))
 
 
 def _with_bias(x: jax.Array, bias: jax.Array | None) -> jax.Array:
