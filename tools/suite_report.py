@@ -7,9 +7,11 @@ import math
 import os
 import platform
 import statistics
+import textwrap
 from typing import Any
 
 import jax
+import scipy.stats
 
 MEASURES = ("linear", "knn")
 Result = dict[str, Any]  # of one run, as `reproduce.measure` returns it
@@ -85,16 +87,38 @@ def spread(values: list[float]) -> str:
     return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
 
 
-def verdict(expect: str, values: list[float], baseline: list[float]) -> str:
+@dataclasses.dataclass(frozen=True)
+class SeedNoise:
+    """How much a linear probe differs from seed to seed, taken to be the same for all methods of a suite.
+
+    Two or three seeds say little of one method's deviation, those of all methods together say enough.
+    """
+
+    deviation: float
+    freedom: int  # runs less methods; 0 where nothing is known
+
+    @classmethod
+    def of(cls, groups: list[list[float]]) -> SeedNoise:
+        """From the values of every method's seeds."""
+        freedom = sum(len(values) - 1 for values in groups if values)
+        squares = sum(statistics.variance(values) * (len(values) - 1) for values in groups if len(values) > 1)
+        return cls(math.sqrt(squares / freedom) if freedom else math.nan, freedom)
+
+    def margin(self, runs: int, others: int) -> float:
+        """The difference between means over so many runs that seeds alone exceed in one of twenty cases."""
+        quantile = scipy.stats.t.ppf(1.0 - 0.05 / 2.0, self.freedom)
+        return quantile * self.deviation * math.sqrt(1.0 / runs + 1.0 / others)
+
+
+def verdict(expect: str, values: list[float], baseline: list[float], noise: SeedNoise) -> str:
     """What linear probes say of a claim: "agrees", "does not agree" or "cannot be told".
 
-    A difference of means counts from twice its standard error on; with one seed nothing can be told.
+    A difference of means counts where seeds alone would hardly make it; with one seed nothing can be told.
     """
     if expect == "unsaid" or min(len(values), len(baseline)) < 2:
         return "cannot be told"
     difference = statistics.fmean(values) - statistics.fmean(baseline)
-    error = math.sqrt(statistics.variance(values) / len(values) + statistics.variance(baseline) / len(baseline))
-    if abs(difference) < 2 * error:
+    if abs(difference) <= noise.margin(len(values), len(baseline)):
         return "cannot be told"
     return "agrees" if (difference > 0) == (expect == "above") else "does not agree"
 
@@ -116,6 +140,7 @@ def write_report(
     rows = [row for row in rows if found.runs(row.name)]
     minutes = sum(result["wall_seconds"] for result in results) / 60
     worse = [row.name for row in rows if found.gain(row.name) <= 0]
+    noise = SeedNoise.of([found.values(row.name, "linear_pretrained") for row in rows])
     skipped = sorted({result["method"] for result in results if result["skipped"]})
     return "\n".join(
         [
@@ -137,16 +162,27 @@ def write_report(
             *_about_speeds(rows, speeds),
             *_remarks(suite.get("remarks", "")),
             *_chains(rows),
-            *_claims_table(suite["baseline"], rows, found),
+            *_claims_table(suite["baseline"], rows, found, noise),
             "",
             f"Linear probes that do not beat random initialisation: {', '.join(worse) or 'none'}. "
             f"Methods with skipped updates: {', '.join(skipped) or 'none'}.",
             "",
-            "A claim agrees, or does not, where linear probes differ by twice the standard error of their difference;",
-            "one about anything but recognition at equal steps cannot be told here.",
-            "",
+            *_about_verdicts(noise),
         ]
     )
+
+
+def _about_verdicts(noise: SeedNoise) -> list[str]:
+    if not noise.freedom:
+        return ["With one seed no claim can be told to agree or not.", ""]
+    three, two = noise.margin(3, 3), noise.margin(2, 2)
+    text = (
+        "A claim agrees, or does not, where linear probes differ by more than seeds alone would make them in one of "
+        "twenty cases (Student's t, with the deviation from seed to seed of all methods together: "
+        f"{noise.deviation:.2f}, {noise.freedom} degrees of freedom): by {three:.1f} between rows of three seeds, by "
+        f"{two:.1f} of two. A claim about anything but recognition at equal steps cannot be told here."
+    )
+    return [*textwrap.wrap(text, 120), ""]
 
 
 def _about_speeds(rows: list[Row], speeds: dict[str, float]) -> list[str]:
@@ -223,7 +259,7 @@ def _results_table(baseline: str, rows: list[Row], found: Found, speeds: dict[st
     return lines
 
 
-def _claims_table(suite_baseline: str, rows: list[Row], found: Found) -> list[str]:
+def _claims_table(suite_baseline: str, rows: list[Row], found: Found, noise: SeedNoise) -> list[str]:
     lines = ["| method | the paper's claim | seen here | linear, against | difference |", "|---|---|---|---|---|"]
     for row in rows:
         baseline = row.baseline or suite_baseline
@@ -231,7 +267,6 @@ def _claims_table(suite_baseline: str, rows: list[Row], found: Found) -> list[st
             continue
         values, others = (found.values(name, "linear_pretrained") for name in (row.name, baseline))
         difference = found.mean(row.name, "linear_pretrained") - found.mean(baseline, "linear_pretrained")
-        lines.append(
-            f"| {row.name} | {row.claim} | {verdict(row.expect, values, others)} | {baseline} | {difference:+.1f} |"
-        )
+        seen = verdict(row.expect, values, others, noise)
+        lines.append(f"| {row.name} | {row.claim} | {seen} | {baseline} | {difference:+.1f} |")
     return lines

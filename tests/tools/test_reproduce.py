@@ -42,13 +42,29 @@ def result(method, seed, linear, **changes):
         ("above", [80.0, 81.0, 82.0], [70.0, 71.0, 72.0], "agrees"),
         ("below", [80.0, 81.0, 82.0], [70.0, 71.0, 72.0], "does not agree"),
         ("above", [70.0, 71.0, 72.0], [80.0, 81.0, 82.0], "does not agree"),
-        ("above", [70.0, 75.0, 80.0], [69.0, 74.0, 79.0], "cannot be told"),  # a difference of 1 with an error of 4
+        ("above", [70.0, 71.0, 72.0], [68.0, 69.0, 70.0], "cannot be told"),  # 2.0 where seeds make 2.3
+        ("above", [70.5, 71.5, 72.5], [68.0, 69.0, 70.0], "agrees"),
         ("above", [90.0], [70.0], "cannot be told"),
         ("unsaid", [80.0, 81.0, 82.0], [70.0, 71.0, 72.0], "cannot be told"),
     ],
 )
-def test_a_verdict_needs_twice_the_standard_error(tools, expect, values, baseline, expected):
-    assert tools["suite_report"].verdict(expect, values, baseline) == expected
+def test_a_verdict_needs_more_than_seeds_would_make(tools, expect, values, baseline, expected):
+    noise = tools["suite_report"].SeedNoise(deviation=1.0, freedom=4)
+    assert tools["suite_report"].verdict(expect, values, baseline, noise) == expected
+
+
+def test_noise_is_pooled_over_methods(tools):
+    noise = tools["suite_report"].SeedNoise.of([[1.0, 3.0], [10.0, 11.0, 12.0], [7.0], []])
+    assert noise.freedom == 3
+    assert noise.deviation == pytest.approx(((2.0 + 2.0) / 3) ** 0.5)
+    # Student's t for 3 degrees of freedom and 95 %: 3.182
+    assert noise.margin(2, 2) == pytest.approx(3.182 * noise.deviation, rel=1e-3)
+
+
+def test_with_one_seed_nothing_can_be_told(tools):
+    noise = tools["suite_report"].SeedNoise.of([[1.0], [3.0]])
+    assert noise.freedom == 0
+    assert tools["suite_report"].verdict("above", [3.0], [1.0], noise) == "cannot be told"
 
 
 def test_the_report_says_what_was_found(tools):
