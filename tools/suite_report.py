@@ -89,7 +89,7 @@ def spread(values: list[float]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class SeedNoise:
-    """How much a linear probe differs from seed to seed, taken to be the same for all methods of a suite.
+    """How much a linear probe differs from seed to seed, over all methods of a suite together.
 
     Two or three seeds say little of one method's deviation, those of all methods together say enough.
     """
@@ -104,10 +104,13 @@ class SeedNoise:
         squares = sum(statistics.variance(values) * (len(values) - 1) for values in groups if len(values) > 1)
         return cls(math.sqrt(squares / freedom) if freedom else math.nan, freedom)
 
-    def margin(self, runs: int, others: int) -> float:
-        """The difference between means over so many runs that seeds alone exceed in one of twenty cases."""
+    def margin(self, runs: int, others: int, deviation: float = 0.0) -> float:
+        """The difference between means over so many runs that seeds alone exceed in one of twenty cases.
+
+        Where the two methods are known to deviate by more than all do, by `deviation`, that counts.
+        """
         quantile = scipy.stats.t.ppf(1.0 - 0.05 / 2.0, self.freedom)
-        return quantile * self.deviation * math.sqrt(1.0 / runs + 1.0 / others)
+        return quantile * max(deviation, self.deviation) * math.sqrt(1.0 / runs + 1.0 / others)
 
 
 def verdict(expect: str, values: list[float], baseline: list[float], noise: SeedNoise) -> str:
@@ -118,7 +121,7 @@ def verdict(expect: str, values: list[float], baseline: list[float], noise: Seed
     if expect == "unsaid" or min(len(values), len(baseline)) < 2:
         return "cannot be told"
     difference = statistics.fmean(values) - statistics.fmean(baseline)
-    if abs(difference) <= noise.margin(len(values), len(baseline)):
+    if abs(difference) <= noise.margin(len(values), len(baseline), SeedNoise.of([values, baseline]).deviation):
         return "cannot be told"
     return "agrees" if (difference > 0) == (expect == "above") else "does not agree"
 
@@ -178,8 +181,9 @@ def _about_verdicts(noise: SeedNoise) -> list[str]:
     three, two = noise.margin(3, 3), noise.margin(2, 2)
     text = (
         "A claim agrees, or does not, where linear probes differ by more than seeds alone would make them in one of "
-        "twenty cases (Student's t, with the deviation from seed to seed of all methods together: "
-        f"{noise.deviation:.2f}, {noise.freedom} degrees of freedom): by {three:.1f} between rows of three seeds, by "
+        "twenty cases, so that about one of twenty comes out by chance (Student's t, with the deviation from seed to "
+        f"seed of all methods together, {noise.deviation:.2f} with {noise.freedom} degrees of freedom, or "
+        f"of the two that are compared, where that is more): by at least {three:.1f} between rows of three seeds, "
         f"{two:.1f} of two. A claim about anything but recognition at equal steps cannot be told here."
     )
     return [*textwrap.wrap(text, 120), ""]

@@ -48,11 +48,15 @@ class Cells(struct.PyTreeNode):
         return jax.vmap(jax.vmap(tile, (None, 0, 0)))(maps, rows, columns)
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The numbers of `take(convolution(place(x), kernel))`, for a kernel of odd size, computed at visible cells.
+        """What `convolution` with a kernel of odd size gives at visible cells of `place(x)`.
 
-        So are its gradients: that of `x` is the same operation on the result's, with the kernel turned round.
+        On CPUs it is computed there only, and so are its gradients: that of `x` is the same operation on the result's,
+        with the kernel turned round.
         """
-        return _convolve(x, kernel, self)
+        if jax.default_backend() == "cpu":
+            return _convolve(x, kernel, self)
+        # Tiles multiply what is kept in memory, up to 20 times for 7x7 kernels, which may cost more than it saves here.
+        return self.take(convolution(self.place(x), kernel))
 
     def _rows(self, side: int) -> Visible:
         """Where the rows of cells of `side` x `side` sites stand among those of all cells of a map."""
@@ -86,5 +90,5 @@ _convolve.defvjp(lambda x, kernel, cells: (_convolve(x, kernel, cells), (x, kern
 
 
 def _of_tiles(tiles: jax.Array, kernel: jax.Array) -> jax.Array:
-    cells = convolution(tiles.reshape(-1, *tiles.shape[2:]), kernel, padding=0)
+    cells = convolution(tiles.reshape(-1, *tiles.shape[2:]), kernel, pad=False)
     return cells.reshape(*tiles.shape[:2], *cells.shape[1:])

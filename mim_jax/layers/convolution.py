@@ -29,13 +29,14 @@ def window_padding(size: int) -> int:
     return size // 2 if size % 2 else 0
 
 
-def convolution(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None = None) -> jax.Array:
+def convolution(x: jax.Array, kernel: jax.Array, stride: int = 1, pad: bool = True) -> jax.Array:
     """Convolves `x [B, H, W, C]` with `kernel [k, k, C, D]`, or each channel by itself with `kernel [k, k, 1, C]`.
 
-    The latter for odd k and stride 1. There are `padding` zeros beyond every border, `window_padding(k)` unless told.
+    The latter for odd k and stride 1. Without `pad` windows stay within the map, whatever k is. On CPUs it has no
+    derivative in forward mode.
     """
     size = kernel.shape[0]
-    padding = window_padding(size) if padding is None else padding
+    padding = window_padding(size) if pad else 0
     if kernel.shape[2] < x.shape[-1]:
         return depthwise_convolution(x, kernel, padding)
     if padding == 0 and x.shape[1:3] == kernel.shape[:2]:
@@ -121,10 +122,10 @@ def _kernel_gradient_at_once(x: jax.Array, gradient: jax.Array, size: int) -> ja
 
     Its rows are shifts of the input and its columns shifts of the gradient the other way, so that k maps on either side
     make k * k products; k - 1 columns of zeros take part, too many where maps are narrow. The shifted maps are made for
-    some rows at a time, few enough for the processor's cache.
+    some rows at a time, if possible so few that they stay in the processor's cache.
     """
     (batch, height, width, features), channels = gradient.shape, x.shape[-1]
-    rows = _rows_at_a_time(height, batch * width)
+    rows, sum_dtype = _rows_at_a_time(height, batch * width), jnp.promote_types(x.dtype, jnp.float32)
 
     def product(first: int | jax.Array) -> jax.Array:
         above = jax.lax.dynamic_slice_in_dim(x, first, rows + size - 1, axis=1)
@@ -133,18 +134,18 @@ def _kernel_gradient_at_once(x: jax.Array, gradient: jax.Array, size: int) -> ja
         shifted = [jnp.pad(own, ((0, 0), (0, 0), (j, size - 1 - j), (0, 0))) for j in range(size)]
         gradients = jnp.concatenate(shifted, axis=-1)
         inputs, gradients = (y.reshape(-1, y.shape[-1]) for y in (inputs, gradients))
-        return jnp.matmul(inputs.T, gradients, preferred_element_type=jnp.float32)
+        return jnp.matmul(inputs.T, gradients, preferred_element_type=sum_dtype)
 
     if rows == height:
         total = product(0)
     else:
-        zeros = jnp.zeros((size * channels, size * features), jnp.float32)
+        zeros = jnp.zeros((size * channels, size * features), sum_dtype)
         total = jax.lax.fori_loop(0, height // rows, lambda n, total: total + product(n * rows), zeros)
     return total.reshape(size, channels, size, features).swapaxes(1, 2).astype(x.dtype)
 
 
 def _rows_at_a_time(height: int, row_sites: int) -> int:
-    """A divisor of `height`: as many rows of `row_sites` sites as make up about `_SITES_AT_A_TIME`.
+    """The largest divisor of `height` whose rows, of `row_sites` sites, have at most `_SITES_AT_A_TIME`; or else 1.
 
     All rows where the batch is split over devices, since every part of the sum would wait for all of them.
     """

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def depthwise_convolution(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """Convolves `x [B, H, W, C]`, with `padding` zeros beyond every border, with `kernel [k, k, 1, C]`."""
+    """Convolves `x [B, H, W, C]`, with `padding` < k zeros beyond every border, with `kernel [k, k, 1, C]`."""
     # XLA:CPU has no fast grouped convolution: as a sum of shifted maps it takes a third of the time.
     convolve = shifted_sum if jax.default_backend() == "cpu" else grouped_convolution
     return convolve(x, kernel, padding)
@@ -31,7 +31,8 @@ def grouped_convolution(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Ar
 def shifted_sum(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """`depthwise_convolution` as the sum of shifted maps, each times an entry of the kernel.
 
-    So is its gradient for `x`; the one that JAX derives writes every shifted map to memory.
+    So is its gradient for `x`; the one that JAX derives writes every shifted map to memory. It has no derivative in
+    forward mode.
     """
     entries = kernel.reshape(-1, kernel.shape[-1])
     shifted = _shifted(x, kernel.shape[0], padding)
@@ -45,7 +46,7 @@ def _shifted_sum_gradient(
     size = kernel.shape[0]
     x_gradient = shifted_sum(gradient, jnp.flip(kernel, (0, 1)), size - 1 - padding)
     products = [(maps * gradient).sum(axis=(0, 1, 2)) for maps in _shifted(x, size, padding)]
-    return x_gradient, jnp.stack(products).reshape(kernel.shape)
+    return x_gradient.astype(x.dtype), jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
 
 
 shifted_sum.defvjp(lambda x, kernel, padding: (shifted_sum(x, kernel, padding), (x, kernel)), _shifted_sum_gradient)

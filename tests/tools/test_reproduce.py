@@ -44,6 +44,7 @@ def result(method, seed, linear, **changes):
         ("above", [70.0, 71.0, 72.0], [80.0, 81.0, 82.0], "does not agree"),
         ("above", [70.0, 71.0, 72.0], [68.0, 69.0, 70.0], "cannot be told"),  # 2.0 where seeds make 2.3
         ("above", [70.5, 71.5, 72.5], [68.0, 69.0, 70.0], "agrees"),
+        ("above", [60.0, 71.5, 83.0], [57.5, 69.0, 80.5], "cannot be told"),  # these two deviate by more than others
         ("above", [90.0], [70.0], "cannot be told"),
         ("unsaid", [80.0, 81.0, 82.0], [70.0, 71.0, 72.0], "cannot be told"),
     ],
