@@ -84,12 +84,13 @@ class SparK(Objective):
     def loss(self, variables: Variables, batch: Batch, masks: TokenMask, rng: jax.Array, clock: Clock):
         """Mean squared error over hidden patches; `aux["terms"]["reconstruction"]` is the same number.
 
+        It is 0 where none is hidden: as in the official code, 1e-8 is added to their number.
         `aux["latent"] [B, N, D]` is the last stage's map, zero where hidden, `aux["pooled"]` its mean where not.
         """
         del clock
         maps, prediction, state = self._forward(variables, batch["image"], masks, rng, train=True)
         target = pixel_target(batch["image"], self.encoder.patch_size, self.config.norm_pix_loss)
-        loss = masked_mean(jnp.square(prediction - target).mean(axis=-1), masks.mask)
+        loss = masked_mean(jnp.square(prediction - target).mean(axis=-1), masks.mask, epsilon=1e-8)
         latent = maps[-1].reshape(maps[-1].shape[0], -1, self.encoder.width)
         visible = (~masks.mask).sum(axis=1, dtype=jnp.float32)
         return loss, {

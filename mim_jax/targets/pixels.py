@@ -42,10 +42,13 @@ def patch_statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.sqrt(variance + EPSILON)
 
 
-def masked_mean(per_token: jax.Array, hidden: jax.Array) -> jax.Array:
-    """Mean of `per_token [B, N]` over the tokens where `hidden [B, N]` is true, over the whole batch."""
+def masked_mean(per_token: jax.Array, hidden: jax.Array, epsilon: float = 0.0) -> jax.Array:
+    """Mean of `per_token [B, N]` over the tokens where `hidden [B, N]` is true, over the whole batch.
+
+    `epsilon` is added to their number: with one, the mean over no token is 0.
+    """
     weight = hidden.astype(jnp.float32)
-    return (per_token * weight).sum() / weight.sum()
+    return (per_token * weight).sum() / (weight.sum() + epsilon)
 
 
 def masked_pictures(

@@ -209,6 +209,23 @@ def test_only_hidden_patches_count(case):
     assert float(case.value) == pytest.approx(error[np.asarray(case.masks.mask)].mean(), rel=1e-5)
 
 
+def test_with_nothing_hidden_there_is_no_loss():
+    """The official code adds 1e-8 to the number of hidden patches."""
+    model = dict(backbone="convnext", depths=(1, 1), widths=(4, 8))
+    config = dict(method="spark", image_size=16, model=model, densify_norm="layer_norm", decoder=dict(width=8))
+    objective = mim_jax.create(config)
+    batch = {"image": jax.random.normal(jax.random.key(1), (2, 16, 16, 3))}
+    variables = objective.init(jax.random.key(0), batch)
+    masks = mim_jax.TokenMask.from_bool(jnp.zeros((2, 4), bool))
+
+    def loss(params):
+        return objective.loss({**variables, "params": params}, batch, masks, None, clock())[0]
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(variables["params"])
+    assert float(value) == 0.0
+    assert not any(np.any(gradient) for gradient in jax.tree.leaves(gradients))  # and none is NaN
+
+
 def test_predicting_nothing_costs_almost_one(case):
     """Each patch's target has mean 0 and an unbiased variance of 1."""
     decoder = case.variables["params"]["decoder"]
