@@ -6,7 +6,7 @@ Published: fine-tuned 96.8 % on CIFAR-10 and 80.3 % on CIFAR-100, 78.5 % on Flow
 for ImageNet-1k. The official code has the model alone and refers to MAE's for training. Rate, batch, epochs and warm-up
 are the paper's, quoted from memory and not confirmed; everything else is MAE's, but pixels are not normalised.
 
-44.6 million parameters, 31 % of a ViT-MAE of this width. Yet a forward pass takes 11.5 billion multiplications an image
+44.6 million parameters, 31 % of a ViT-MAE of this width. Yet a forward pass takes 11.4 billion multiplications an image
 where that of configs/mae_vit_b16_in1k.py takes 9.7: encoder and decoder both process all 197 tokens.
 """
 

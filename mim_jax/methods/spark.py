@@ -92,7 +92,7 @@ class SparK(Objective):
         target = pixel_target(batch["image"], self.encoder.patch_size, self.config.norm_pix_loss)
         loss = masked_mean(jnp.square(prediction - target).mean(axis=-1), masks.mask, epsilon=1e-8)
         latent = maps[-1].reshape(maps[-1].shape[0], -1, self.encoder.width)
-        visible = (~masks.mask).sum(axis=1, dtype=jnp.float32)
+        visible = jnp.maximum((~masks.mask).sum(axis=1, dtype=jnp.float32), 1.0)
         return loss, {
             "terms": {"reconstruction": loss},
             "prediction": prediction,

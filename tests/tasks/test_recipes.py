@@ -35,6 +35,7 @@ def _load(name, arg=None):
         ("mae_vit_b16_in1k_finetune", 86_567_656, 100, 2e-3, 0.65, 0.1),
         ("mae_vit_l16_in1k_finetune", 304_326_632, 50, 4e-3, 0.75, 0.2),
         ("mae_vit_h14_in1k_finetune", 632_045_800, 50, 4e-3, 0.75, 0.3),
+        ("convmae_conv_vit_b_in1k_finetune", 85_374_824, 100, 2e-3, 0.65, 0.1),
     ],
 )
 def test_fine_tuning_on_imagenet(name, parameters, epochs, peak, decay, drop_path):
@@ -53,7 +54,7 @@ def test_fine_tuning_on_imagenet(name, parameters, epochs, peak, decay, drop_pat
     depth = config.model.depth
     blocks = np.asarray(scales["encoder"]["stack"]["blocks"]["norm1"]["scale"]).ravel()
     np.testing.assert_allclose(blocks, decay ** np.arange(depth, 0, -1), rtol=1e-5)
-    for embedding in ("patch_embed", "position", "class_token"):
+    for embedding in set(scales["encoder"]) - {"stack"}:
         for scale in jax.tree.leaves(scales["encoder"][embedding]):
             assert float(scale) == pytest.approx(decay ** (depth + 1), rel=1e-4)
     assert {float(scale) for part in ("norm", "head") for scale in jax.tree.leaves(scales[part])} == {1.0}
