@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mim_jax.layers.convolution import convolution
+from mim_jax.layers.convolution import convolution, window_padding
 from mim_jax.layers.depthwise import pad_maps
 from mim_jax.masking.visible import Visible
 
@@ -47,16 +47,19 @@ class Cells(struct.PyTreeNode):
 
         return jax.vmap(jax.vmap(tile, (None, 0, 0)))(maps, rows, columns)
 
-    def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """What `convolution` with a kernel of odd size gives at visible cells of `place(x)`.
+    def convolve(self, x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+        """What `convolution` gives at visible cells of `place(x)`.
 
-        On CPUs it is computed there only, and so are its gradients: that of `x` is the same operation on the result's,
-        with the kernel turned round.
+        Windows that do not overlap stay within their cells. On CPUs others of stride 1 are computed at visible cells
+        only, and so are their gradients: that of `x` is the same operation on the result's, with the kernel turned
+        round.
         """
-        if jax.default_backend() == "cpu":
+        if window_padding(kernel.shape[0]) == 0:
+            return _within(x, kernel, stride)
+        if stride == 1 and jax.default_backend() == "cpu":
             return _convolve(x, kernel, self)
         # Tiles multiply what is kept in memory, up to 20 times for 7x7 kernels, which may cost more than it saves here.
-        return self.take(convolution(self.place(x), kernel))
+        return self.take(convolution(self.place(x), kernel, stride))
 
     def _rows(self, side: int) -> Visible:
         """Where the rows of cells of `side` x `side` sites stand among those of all cells of a map."""
@@ -71,7 +74,7 @@ class Cells(struct.PyTreeNode):
 
 @jax.custom_vjp
 def _convolve(x: jax.Array, kernel: jax.Array, cells: Cells) -> jax.Array:
-    return _of_tiles(cells.tiles(x, kernel.shape[0] // 2), kernel)
+    return _within(cells.tiles(x, kernel.shape[0] // 2), kernel)
 
 
 def _convolve_gradient(
@@ -82,13 +85,14 @@ def _convolve_gradient(
     is_depthwise = kernel.shape[2] < x.shape[-1]
     x_gradient = _convolve(gradient, turned if is_depthwise else turned.swapaxes(2, 3), cells)
     tiles = cells.tiles(x, kernel.shape[0] // 2)
-    _, transposed = jax.vjp(lambda kernel: _of_tiles(tiles, kernel), kernel)
+    _, transposed = jax.vjp(lambda kernel: _within(tiles, kernel), kernel)
     return x_gradient, *transposed(gradient), None
 
 
 _convolve.defvjp(lambda x, kernel, cells: (_convolve(x, kernel, cells), (x, kernel, cells)), _convolve_gradient)
 
 
-def _of_tiles(tiles: jax.Array, kernel: jax.Array) -> jax.Array:
-    cells = convolution(tiles.reshape(-1, *tiles.shape[2:]), kernel, pad=False)
-    return cells.reshape(*tiles.shape[:2], *cells.shape[1:])
+def _within(cells: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Convolves every one of the cells, or tiles, by itself."""
+    y = convolution(cells.reshape(-1, *cells.shape[2:]), kernel, stride, pad=False)
+    return y.reshape(*cells.shape[:2], *y.shape[1:])

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mim_jax.layers.cells import Cells
-from mim_jax.layers.convolution import convolution, max_pool, window_padding
+from mim_jax.layers.convolution import convolution, max_pool
 from mim_jax.masking.visible import Visible
 
 EXECUTIONS = ("gathered", "dense")
@@ -134,12 +134,7 @@ class GatheredSites(Sites):
 
     def convolve(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, stride: int) -> jax.Array:
         """At visible sites, with zeros for the hidden ones and beyond the border."""
-        if window_padding(kernel.shape[0]) == 0:
-            cells = convolution(x.reshape(-1, *x.shape[2:]), kernel, stride)
-            return _with_bias(cells.reshape(*x.shape[:2], *cells.shape[1:]), bias)
-        if stride == 1:
-            return _with_bias(self.cells.convolve(x, kernel), bias)
-        return _with_bias(self.cells.take(convolution(self.cells.place(x), kernel, stride)), bias)
+        return _with_bias(self.cells.convolve(x, kernel, stride), bias)
 
     def max_pool(self, x: jax.Array, size: int, stride: int) -> jax.Array:
         """Hidden sites take part as zeros."""
