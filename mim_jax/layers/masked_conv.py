@@ -15,14 +15,16 @@ from flax import linen as nn
 from mim_jax.layers.block import drop_path, gelu, layer_norm
 from mim_jax.layers.cells import Cells
 from mim_jax.layers.compute import Compute
-from mim_jax.layers.convolution import convolution
+from mim_jax.layers.convolution import Conv
 from mim_jax.layers.dense import Dense
 from mim_jax.layers.initializers import torch_default_bias, torch_default_kernel
 from mim_jax.layers.patches import patchify, unpatchify
 from mim_jax.layers.placement import split_over_batch
+from mim_jax.layers.sites import GatheredSites, Sites
 from mim_jax.layers.stack import stack_blocks
 from mim_jax.masking.visible import Visible
 
+_SIZE = 5  # of the depthwise convolutions
 EPSILON = 1e-5  # of these blocks' norms: PyTorch's default, unlike the transformer's 1e-6
 
 
@@ -35,23 +37,6 @@ def pointwise(compute: Compute, features: int, fan_in: int, name: str) -> nn.Den
         bias_init=torch_default_bias(fan_in),
         name=name,
     )
-
-
-class DepthwiseConv(nn.Module):
-    """A convolution of each channel by itself, of the same size; `kernel [k, k, 1, D]`, `bias [D]`."""
-
-    size: int = 5
-    compute: Compute = Compute()
-
-    @nn.compact
-    def __call__(self, x: jax.Array, cells: Cells | None = None) -> jax.Array:
-        """Maps `[B, H, W, D]`, or the visible `cells [B, K, s, s, D]` of such maps, to the same shape."""
-        width = x.shape[-1]
-        kernel = self.param("kernel", torch_default_kernel, (self.size, self.size, 1, width), jnp.float32)
-        bias = self.param("bias", torch_default_bias(self.size**2), (width,), jnp.float32)
-        x, kernel, bias = (value.astype(self.compute.jax_dtype) for value in (x, kernel, bias))
-        y = convolution(x, kernel) if cells is None else cells.convolve(x, kernel)
-        return y + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
 
 
 class PointwiseMLP(nn.Module):
@@ -89,12 +74,22 @@ class MaskedConvBlock(nn.Module):
         return split_over_batch(x + self._residual(branch, drop_rate)), None
 
     def _convolve(self, x: jax.Array, visible: Visible | None) -> jax.Array:
-        convolve, patch = DepthwiseConv(compute=self.compute, name="depthwise"), (self.side, self.side)
+        patch, width = (self.side, self.side), x.shape[-1]
+        convolve = Conv(
+            width,
+            torch_default_kernel,
+            _SIZE,
+            depthwise=True,
+            use_bias=True,
+            bias_init=torch_default_bias(_SIZE**2),
+            compute=self.compute,
+            name="depthwise",
+        )
         if visible is None:
-            maps = convolve(unpatchify(x.reshape(*x.shape[:2], -1), patch, self.grid))
+            maps = convolve(unpatchify(x.reshape(*x.shape[:2], -1), patch, self.grid), Sites())
             return patchify(maps, patch).reshape(x.shape)
-        cells = x.reshape(*x.shape[:2], *patch, x.shape[-1])
-        return convolve(cells, Cells(visible, self.grid)).reshape(x.shape)
+        cells = x.reshape(*x.shape[:2], *patch, width)
+        return convolve(cells, GatheredSites(Cells(visible, self.grid))).reshape(x.shape)
 
     def _residual(self, branch: jax.Array, drop_rate: jax.Array) -> jax.Array:
         return drop_path(branch, drop_rate, self.make_rng("drop_path")) if self.stochastic else branch
